@@ -1,0 +1,337 @@
+"""The shape of a model and, layer by layer, which nonlinearities it keeps.
+
+Pure data: everything else in the package reads this file and it imports nothing of the package. It is the only place
+where a choice has a name. The published rows follow Table 1 of arXiv 2501.03489 (the same table as arXiv 2410.13060).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Literal, get_args
+
+Norm = Literal["layernorm", "rmsnorm", "static", "static_rms", "none"]
+"""``static`` is a LayerNorm whose 1/sigma is blended to a constant in training; ``static_rms`` the same for RMSNorm."""
+
+FeedForward = Literal[
+    "gelu",  # W_out gelu(W_in x), the exact erf form
+    "gelu_tanh",  # the tanh form that GPT-2 uses ("gelu_new")
+    "relu",
+    "leaky",  # ReLU with a learnable negative slope
+    "square",  # (W_in x)^2
+    "silu_gated",  # W_out (silu(W_gate x) * W_in x), LLaMA's
+    "bilinear",  # W_out (W_gate x * W_in x)
+    "linear",  # W_out W_in x: two linears kept in training
+    "fused",  # W x with one square matrix
+    "dropped",  # no feed-forward branch at all
+]
+
+Linear = Literal["q", "k", "v", "o", "ffn"]
+SlopeScope = Literal["layer", "global"]
+Positions = Literal["learned", "rotary"]
+
+GATED: frozenset[str] = frozenset({"silu_gated", "bilinear"})
+"""Feed-forward kinds with a second input matrix (the gate)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerConfig:
+    """The choices of one layer.
+
+    attention_norm, feedforward_norm: the norm before each branch.
+    feedforward: the feed-forward kind.
+    temperature: learnable softmax temperature, one per head and query position (arXiv 2501.03489, section 4).
+    scaled: learnable output scaling, x_out = beta * x + ffn(x) / alpha (arXiv 2501.03489, equation 8).
+    weight_norm, spectral_norm: the linears that carry weight normalisation or spectral normalisation.
+    """
+
+    attention_norm: Norm = "layernorm"
+    feedforward_norm: Norm = "layernorm"
+    feedforward: FeedForward = "gelu_tanh"
+    temperature: bool = False
+    scaled: bool = False
+    weight_norm: tuple[Linear, ...] = ()
+    spectral_norm: tuple[Linear, ...] = ()
+
+    def __post_init__(self) -> None:
+        _require(self.attention_norm, get_args(Norm), "attention_norm")
+        _require(self.feedforward_norm, get_args(Norm), "feedforward_norm")
+        _require(self.feedforward, get_args(FeedForward), "feedforward")
+        for name in ("weight_norm", "spectral_norm"):
+            value = tuple(getattr(self, name))
+            for linear in value:
+                _require(linear, get_args(Linear), name)
+            object.__setattr__(self, name, value)
+        both = sorted(set(self.weight_norm) & set(self.spectral_norm))
+        if both:
+            raise ValueError(f"a linear carries weight norm or spectral norm, not both: {', '.join(both)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Shape of a decoder-only transformer and the choices of each of its layers.
+
+    vocab_size: V, number of tokens.
+    context: T, the longest sequence.
+    width: d, size of the residual stream.
+    heads, kv_heads, head_size: H query heads, kv_heads key/value heads (grouped-query attention), d_k.
+    ffn_width: hidden size of the feed-forward branch.
+    layers: one LayerConfig a layer.
+    final_norm: the norm before the vocabulary projection; a choice like any other, and the cost account counts it.
+    positions: learned absolute embeddings (GPT-2) or rotary (GPT-NeoX, LLaMA).
+    rotary_base, rotary_fraction: rotary frequencies, and the leading share of each head that they turn.
+    parallel: attention and feed-forward branch both read the layer's input (GPT-NeoX).
+    tie_embeddings: the vocabulary projection is the embedding, transposed.
+    attention_bias, output_bias, ffn_bias: biases on q/k/v, on the attention output, on the feed-forward linears.
+    norm_eps: epsilon inside the norms.
+    slope_scope: one learnable ReLU slope a layer, or one for the whole model.
+    slope_init, temperature_init: starting values (arXiv 2410.09637; arXiv 2501.03489 section 5).
+    alpha_init, beta_init: start of the output scaling. None chooses a value that trains; see docs/model.md.
+    init_std: standard deviation of every weight at the start.
+    """
+
+    vocab_size: int = 50257
+    context: int = 128
+    width: int = 768
+    heads: int = 12
+    kv_heads: int = 12
+    head_size: int = 64
+    ffn_width: int = 3072
+    layers: tuple[LayerConfig, ...] = field(default_factory=lambda: (LayerConfig(),) * 12)
+    final_norm: Norm = "layernorm"
+    positions: Positions = "learned"
+    rotary_base: float = 10000.0
+    rotary_fraction: float = 1.0
+    parallel: bool = False
+    tie_embeddings: bool = True
+    attention_bias: bool = True
+    output_bias: bool = True
+    ffn_bias: bool = True
+    norm_eps: float = 1e-5
+    slope_scope: SlopeScope = "layer"
+    slope_init: float = 0.01
+    temperature_init: float = 1.0
+    alpha_init: float | None = None
+    beta_init: float = 1.0
+    init_std: float = 0.02
+
+    def __post_init__(self) -> None:
+        layers = tuple(layer if isinstance(layer, LayerConfig) else LayerConfig(**layer) for layer in self.layers)
+        object.__setattr__(self, "layers", layers)
+        for name in ("vocab_size", "context", "width", "heads", "kv_heads", "head_size", "ffn_width"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a positive integer, not {value!r}")
+        if not layers:
+            raise ValueError("layers is empty: a model has at least one layer")
+        if self.heads % self.kv_heads:
+            raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
+        _require(self.final_norm, get_args(Norm), "final_norm")
+        _require(self.positions, get_args(Positions), "positions")
+        _require(self.slope_scope, get_args(SlopeScope), "slope_scope")
+        if self.positions == "rotary" and not 0 < self.rotary_fraction <= 1:
+            raise ValueError(f"rotary_fraction must lie in (0, 1], not {self.rotary_fraction}")
+        if self.rotary_size % 2:
+            raise ValueError(f"rotary positions turn pairs: {self.rotary_size} is odd; change head_size")
+
+    @property
+    def depth(self) -> int:
+        """Number of layers."""
+        return len(self.layers)
+
+    @property
+    def rotary_size(self) -> int:
+        """Number of leading channels of each head that rotary positions turn; 0 with learned positions."""
+        return int(self.head_size * self.rotary_fraction) if self.positions == "rotary" else 0
+
+    def with_layers(self, change: Callable[[LayerConfig], LayerConfig]) -> ModelConfig:
+        """A copy with ``change`` applied to every layer."""
+        return replace(self, layers=tuple(change(layer) for layer in self.layers))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-ready values; ``from_dict`` reads them back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
+        """The inverse of ``to_dict``. Unknown names raise ValueError."""
+        known = {entry.name for entry in fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ValueError(f"unknown model settings: {', '.join(unknown)}")
+        return cls(**values)
+
+
+def _require(value: object, allowed: tuple[object, ...], name: str) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}, not {value!r}")
+
+
+# --- named shapes: torch-free functions that return a ModelConfig -----------------------------------------------------
+
+
+def gpt2_tiny() -> ModelConfig:
+    """2 layers, 4 heads, 128 wide, 2048 tokens: fits every protocol in seconds."""
+    return _gpt2(layers=2, heads=4, width=128, vocab_size=2048)
+
+
+def gpt2_probe() -> ModelConfig:
+    """2 layers, 4 heads, 256 wide: the shape at which the two-party protocol without a dealer is measured."""
+    return _gpt2(layers=2, heads=4, width=256, vocab_size=2048)
+
+
+def gpt2_small() -> ModelConfig:
+    """GPT-2's 124 M parameter shape at a context of 128: 12 layers, 12 heads, 768 wide."""
+    return _gpt2(layers=12, heads=12, width=768, vocab_size=50257)
+
+
+def llama_tiny() -> ModelConfig:
+    """2 layers, 4 heads of which 2 key/value heads, 128 wide: rotary, RMSNorm, gated feed-forward."""
+    layer = LayerConfig(attention_norm="rmsnorm", feedforward_norm="rmsnorm", feedforward="silu_gated")
+    return ModelConfig(
+        vocab_size=2048,
+        context=128,
+        width=128,
+        heads=4,
+        kv_heads=2,
+        head_size=32,
+        ffn_width=344,
+        layers=(layer,) * 2,
+        final_norm="rmsnorm",
+        positions="rotary",
+        tie_embeddings=False,
+        attention_bias=False,
+        output_bias=False,
+        ffn_bias=False,
+    )
+
+
+def _gpt2(*, layers: int, heads: int, width: int, vocab_size: int) -> ModelConfig:
+    return ModelConfig(
+        vocab_size=vocab_size,
+        width=width,
+        heads=heads,
+        kv_heads=heads,
+        head_size=width // heads,
+        ffn_width=4 * width,
+        layers=(LayerConfig(),) * layers,
+    )
+
+
+SHAPES: dict[str, Callable[[], ModelConfig]] = {
+    "gpt2-tiny": gpt2_tiny,
+    "gpt2-probe": gpt2_probe,
+    "gpt2-small": gpt2_small,
+    "llama-tiny": llama_tiny,
+}
+
+# --- the rows of the papers' architecture table, and ours -------------------------------------------------------------
+
+_PUBLISHED: dict[str, dict[str, Any]] = {
+    "SM+LN+G": {"norm": True, "feedforward": "gelu_tanh"},
+    "SM+LN+R": {"norm": True, "feedforward": "relu"},
+    "SM+LN": {"norm": True, "feedforward": "linear"},
+    "SM+G": {"norm": False, "feedforward": "gelu_tanh"},
+    "SM+R": {"norm": False, "feedforward": "relu"},
+    "SM+L": {"norm": False, "feedforward": "leaky"},
+    "SM": {"norm": False, "feedforward": "linear"},
+    "SM+ScFFN": {"norm": False, "feedforward": "linear", "scaled": True},
+    "SM+ScFuFFN": {"norm": False, "feedforward": "fused", "scaled": True},
+    "SM(t)+ScFuFFN": {"norm": False, "feedforward": "fused", "scaled": True, "temperature": True},
+}
+
+_OURS: dict[str, FeedForward] = {
+    "static+bilinear": "bilinear",
+    "static+square": "square",
+    "static+relu": "relu",
+    "static+fused": "fused",
+}
+
+_PRUNED = re.compile(r"(?P<row>.+)_i(?P<count>\d+)$")
+
+
+def architecture_names() -> list[str]:
+    """Every name ``architecture`` takes; rows with a fused feed-forward also take ``_i<k>``."""
+    return [*_PUBLISHED, *_OURS]
+
+
+def architecture(
+    name: str,
+    shape: ModelConfig | str = "gpt2-small",
+    *,
+    weight_norm: tuple[Linear, ...] = (),
+    spectral_norm: tuple[Linear, ...] = (),
+    final_norm: bool | None = None,
+) -> ModelConfig:
+    """``shape`` with the nonlinearities of the row ``name``.
+
+    name: a row of the papers' architecture table ("SM+LN+G" ... "SM(t)+ScFuFFN", with "_i<k>" for the k deepest
+        feed-forward branches dropped) or one of ours ("static+bilinear", ...).
+    shape: a ModelConfig or the name of one of ``SHAPES``. Its own kind of norm (LayerNorm or RMSNorm) is what "LN" means,
+        and a gated shape keeps its gate where the row keeps an activation "G".
+    weight_norm, spectral_norm: linears that carry weight or spectral normalisation.
+    final_norm: keep (True) or remove (False) the norm before the vocabulary projection. None keeps the shape's own norm
+        in the published rows, as the authors' released code does, and makes it static in ours.
+    Raises ValueError for an unknown name.
+    """
+    base = shape_named(shape) if isinstance(shape, str) else shape
+    rms = base.final_norm in ("rmsnorm", "static_rms")
+    kept: Norm = "rmsnorm" if rms else "layernorm"
+    dropped = 0
+    row = name
+    match = _PRUNED.match(name)
+    if match:
+        row, dropped = match["row"], int(match["count"])
+        if not row.endswith("ScFuFFN"):
+            raise ValueError(f"only rows with a fused feed-forward take _i<k>: {name!r}")
+        if not 0 < dropped <= base.depth:
+            raise ValueError(f"{name!r} drops {dropped} feed-forward branches of a model with {base.depth} layers")
+    if row in _PUBLISHED:
+        choice = _PUBLISHED[row]
+        norm: Norm = kept if choice["norm"] else "none"
+        ffn: FeedForward = choice["feedforward"]
+        if ffn == "gelu_tanh" and base.layers[0].feedforward in ("silu_gated", "gelu"):
+            ffn = base.layers[0].feedforward
+        layer = LayerConfig(
+            attention_norm=norm,
+            feedforward_norm=norm,
+            feedforward=ffn,
+            temperature=choice.get("temperature", False),
+            scaled=choice.get("scaled", False),
+            weight_norm=weight_norm,
+            spectral_norm=spectral_norm,
+        )
+        last: Norm = "none" if final_norm is False else kept
+    elif row in _OURS:
+        norm = "static_rms" if rms else "static"
+        layer = LayerConfig(
+            attention_norm=norm,
+            feedforward_norm=norm,
+            feedforward=_OURS[row],
+            weight_norm=weight_norm,
+            spectral_norm=spectral_norm,
+        )
+        last = kept if final_norm else "none" if final_norm is False else norm
+    else:
+        raise ValueError(f"unknown architecture {name!r}: choose one of {', '.join(architecture_names())}")
+    layers = [layer] * base.depth
+    for index in range(base.depth - dropped, base.depth):
+        layers[index] = replace(layer, feedforward="dropped", feedforward_norm="none", scaled=False)
+    width = base.ffn_width
+    if row == "static+bilinear" and base.layers[0].feedforward not in GATED:
+        width = 2 * base.ffn_width // 3  # three matrices instead of two: the same number of parameters
+    return replace(base, layers=tuple(layers), final_norm=last, ffn_width=width)
+
+
+def shape_named(name: str) -> ModelConfig:
+    """The shape of that name. Raises ValueError naming the known ones."""
+    if name not in SHAPES:
+        raise ValueError(f"unknown shape {name!r}: choose one of {', '.join(SHAPES)}")
+    return SHAPES[name]()
+
+
+def spec(text: str) -> ModelConfig:
+    """``SHAPE`` or ``SHAPE:ROW`` as one word, e.g. ``gpt2-small:SM+ScFuFFN``; ``SHAPE`` alone keeps every nonlinearity."""
+    shape, separator, row = text.partition(":")
+    return architecture(row, shape) if separator else shape_named(shape)
