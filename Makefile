@@ -1,0 +1,42 @@
+# Everything a person types here. `make` alone lists the targets.
+
+SHELL := /bin/sh
+BIN := .venv/bin
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format types lock clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+setup: ## build the environment in .venv (skipped when up to date; PYTHON=... names the interpreter)
+	@PYTHON='$(PYTHON)' sh scripts/setup.sh
+
+demo: setup ## set up, then train, generate privately and write report.html (ARGS=... goes to aero demo)
+	@$(BIN)/aero demo $(ARGS)
+
+test: setup ## set up, then run the tests (ARGS=... goes to pytest, e.g. ARGS='-m slow')
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: setup ## style and format
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+format: setup ## put the format right
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+types: setup ## static types
+	@$(BIN)/mypy
+
+# Every package with its version and hashes, for Python 3.10 and 3.11; torch excepted (requirements/torch.txt).
+lock: setup ## pin the dependencies anew in requirements/lock.txt
+	@$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.10 --generate-hashes --only-binary :all: \
+		--no-annotate --custom-compile-command 'make lock' --extra private --extra dev \
+		--excludes requirements/torch-excluded.txt --output-file requirements/lock.txt \
+		pyproject.toml requirements/torch-needs.txt requirements/setup.txt
+
+clean: ## remove the environment, caches and builds; keeps runs/
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src tests benchmarks scripts -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
