@@ -1,0 +1,166 @@
+"""The decoder, built from a ModelConfig alone: GPT-2's family and that of GPT-NeoX and LLaMA from the same parts."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from aero.config import LayerConfig, ModelConfig
+from aero.errors import AeroError
+from aero.model.attention import Attention
+from aero.model.cache import KeyValueCache
+from aero.model.feedforward import make_feedforward
+from aero.model.init import constrain, initialise, start_alpha
+from aero.model.norm import make_norm
+from aero.model.rotary import rotation
+
+
+class DecoderOutput(NamedTuple):
+    """What one forward pass gives.
+
+    logits: [B, T, V], or the last ``keep`` positions of it.
+    entropies: one [B, H, T] a layer, in nats, or None if they were not asked for.
+    stream: [B, T, d], the residual stream after the final norm.
+    """
+
+    logits: Tensor
+    entropies: tuple[Tensor, ...] | None
+    stream: Tensor
+
+
+class Layer(nn.Module):
+    """One pre-norm layer (arXiv 2501.03489, equations 1 and 8).
+
+    Sequential:  s = x + attention(norm(x));  x_out = beta * s + feedforward(norm(s)) / alpha
+    Parallel:    x_out = beta * (x + attention(norm(x))) + feedforward(norm(x)) / alpha
+
+    alpha, beta: scalar parameters, or None for 1. A dropped branch has neither a norm nor an alpha; its beta stays.
+    """
+
+    alpha: nn.Parameter | None
+    beta: nn.Parameter | None
+
+    def __init__(self, config: ModelConfig, index: int) -> None:
+        super().__init__()
+        layer = config.layers[index]
+        self.config: LayerConfig = layer
+        self.parallel = config.parallel
+        self.dropped = layer.feedforward == "dropped"
+        self.attention_norm = make_norm(layer.attention_norm, config.width, config.norm_eps)
+        self.attention = Attention(config, layer, index)
+        kind = "none" if self.dropped else layer.feedforward_norm
+        self.feedforward_norm = make_norm(kind, config.width, config.norm_eps)
+        self.feedforward = make_feedforward(config, layer)
+        alpha = nn.Parameter(torch.tensor(start_alpha(config))) if layer.scaled and not self.dropped else None
+        beta = nn.Parameter(torch.tensor(config.beta_init)) if layer.scaled else None
+        self.register_parameter("alpha", alpha)
+        self.register_parameter("beta", beta)
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        start: int,
+        rotation: tuple[Tensor, Tensor] | None,
+        cache: KeyValueCache | None,
+        with_entropy: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """x [B, T, d] -> the stream after the layer [B, T, d], and the heads' entropies [B, H, T] or None."""
+        attended, entropy = self.attention(
+            self.attention_norm(x), start=start, rotation=rotation, cache=cache, with_entropy=with_entropy
+        )
+        stream = x + attended
+        out = stream if self.beta is None else self.beta * stream
+        if not self.dropped:
+            branch = self.feedforward(self.feedforward_norm(x if self.parallel else stream))
+            out = out + (branch if self.alpha is None else branch / self.alpha)
+        return out, entropy
+
+
+class Decoder(nn.Module):
+    """Tokens in, logits out.
+
+    embedding: [V, d]; positions: [T, d], or None with rotary positions; layers: one ``Layer`` each; final_norm;
+    head: a linear without bias, whose weight is the embedding's own if tied.
+    Weights are drawn from torch's generator: seed it for the same model twice.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.width)
+        self.positions = nn.Embedding(config.context, config.width) if config.positions == "learned" else None
+        self.layers = nn.ModuleList(Layer(config, index) for index in range(config.depth))
+        self.final_norm = make_norm(config.final_norm, config.width, config.norm_eps)
+        self.head = nn.Linear(config.width, config.vocab_size, bias=False)
+        if config.tie_embeddings:
+            self.head.weight = self.embedding.weight
+        if config.slope_scope == "global":
+            self._share_slope()
+        initialise(self)
+        constrain(self)
+
+    def blocks(self) -> list[Layer]:
+        """The layers, typed."""
+        return [cast(Layer, layer) for layer in self.layers]
+
+    def forward(
+        self,
+        tokens: Tensor | None = None,
+        *,
+        embeddings: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+        start: int | None = None,
+        with_entropy: bool = False,
+        keep: int = 0,
+    ) -> DecoderOutput:
+        """Logits of the next token at every position.
+
+        tokens [B, T] integers, or embeddings [B, T, d] in their place (positions are added either way).
+        cache: keys and values of the tokens before these; extended in place.
+        start: position of the first token; None means the length of the cache, or 0 without one.
+        with_entropy: also return every head's attention entropy per query.
+        keep: compute logits of the last ``keep`` positions only; 0 means all.
+        Raises AeroError if the text is longer than the model's context, ValueError for neither or both inputs.
+        """
+        if (tokens is None) == (embeddings is None):
+            raise ValueError("give either tokens or embeddings")
+        x: Tensor = self.embedding(tokens) if embeddings is None else embeddings
+        length = x.shape[1]
+        first = start if start is not None else cache.get_seq_length() if cache is not None else 0
+        if first + length > self.config.context:
+            limit = self.config.context
+            raise AeroError(
+                f"The text is {first + length} tokens long and this model reads at most {limit}; shorten it."
+            )
+        turn: tuple[Tensor, Tensor] | None = None
+        if self.positions is not None:
+            x = x + self.positions.weight[first : first + length]
+        else:
+            turn = rotation(first, length, size=self.config.rotary_size, base=self.config.rotary_base, like=x)
+        entropies: list[Tensor] = []
+        for layer in self.layers:
+            x, entropy = layer(x, start=first, rotation=turn, cache=cache, with_entropy=with_entropy)
+            if entropy is not None:
+                entropies.append(entropy)
+        stream = self.final_norm(x)
+        logits = self.head(stream[:, -keep:] if keep else stream)
+        return DecoderOutput(logits=logits, entropies=tuple(entropies) if with_entropy else None, stream=stream)
+
+    def tied(self) -> dict[str, str]:
+        """Names of the parameters that are another one under a second name, each with the first name."""
+        first: dict[int, str] = {}
+        second: dict[str, str] = {}
+        for name, parameter in self.named_parameters(remove_duplicate=False):
+            if id(parameter) in first:
+                second[name] = first[id(parameter)]
+            else:
+                first[id(parameter)] = name
+        return second
+
+    def _share_slope(self) -> None:
+        slopes = [block.feedforward for block in self.blocks() if block.feedforward.slope is not None]
+        for branch in slopes[1:]:
+            branch.slope = slopes[0].slope
