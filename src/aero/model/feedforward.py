@@ -1,8 +1,8 @@
 """The feed-forward branch: one class a kind, one registry.
 
 Every branch maps [..., d] to [..., d] and has the attributes ``input``, ``gate``, ``output``, ``fused`` (linears or
-None) and ``slope`` (a scalar parameter or None), so that what folds it reads one shape. ``Layer`` in ``decoder.py`` adds its
-output to the residual stream and owns the output scaling.
+None) and ``slope`` (a scalar parameter or None), so that what folds it reads one shape. ``Layer`` in ``decoder.py``
+adds its output to the residual stream and owns the output scaling.
 """
 
 from __future__ import annotations
