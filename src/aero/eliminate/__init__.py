@@ -1,0 +1,1 @@
+"""What can go: folding a trained model into plain matrices."""

@@ -1,0 +1,208 @@
+"""From a trained decoder to plain matrices: everything linear is multiplied out, so that removal costs nothing privately.
+
+What disappears
+- Static norms: y = (x - mean) c * w + b is affine, and every norm is read by a linear map. Folds with w and b.
+- The affine part of LayerNorm and RMSNorm, into the linear map that reads it.
+- Weight norm, spectral norm, 1/sqrt(d_k), q, k and v as three matrices, 1/alpha, the linear feed-forward's two matrices.
+- beta: the stream is kept divided by the product c of the betas so far; readers take c, writers 1/c, and a LayerNorm of a
+  scaled stream is the LayerNorm of the stream with eps / c^2.
+- A linear feed-forward behind no (or a static) norm: with its residual it is one matrix, x <- x M.
+
+What stays: softmax, LayerNorm's and RMSNorm's 1/sigma, the activation, products of two secrets, and the learnable
+temperature where it differs between query positions (it scales rows, and a matrix mixes columns).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import torch
+from torch import nn
+
+from aero.config import GATED
+from aero.eliminate.private_model import Array, Branch, Norm, PrivateConfig, PrivateLayer, PrivateModel
+from aero.errors import AeroError
+from aero.model.decoder import Decoder, Layer
+from aero.model.norm import StaticNorm
+from aero.model.rotary import rotation
+
+
+def fold(decoder: Decoder) -> PrivateModel:
+    """The folded form of ``decoder``. Same logits to 1e-9 in float64.
+
+    Raises AeroError if a static norm still computes a statistic or a weight is not finite.
+    """
+    return _Folding(decoder).run()
+
+
+@dataclass(frozen=True)
+class _Read:
+    """How a branch reads the stream x: through ``norm`` (if left), then x @ matrix + offset."""
+
+    norm: Norm
+    scale: Array | float
+    centred: bool
+    offset: Array | None
+
+    def into(self, weight: Array, bias: Array | None) -> tuple[Array, Array | None]:
+        """Fold into the linear map ``weight`` [d, n], ``bias`` [n] that follows."""
+        scaled = self.scale[:, None] * weight if isinstance(self.scale, np.ndarray) else self.scale * weight
+        if self.centred:
+            scaled = scaled - scaled.mean(0, keepdims=True)
+        shift = None if self.offset is None else self.offset @ weight
+        return scaled, shift if bias is None else bias if shift is None else bias + shift
+
+
+class _Folding:
+    def __init__(self, decoder: Decoder) -> None:
+        self.decoder = decoder
+        self.config = decoder.config
+        self.weights: dict[str, Array] = {}
+        self.biased: list[str] = []
+        self.layers: list[PrivateLayer] = []
+        self.stream = 1.0
+        """c: the true stream is c times the one that the folded model carries."""
+
+    def run(self) -> PrivateModel:
+        config = self.config
+        self.weights["embedding"] = _array(self.decoder.embedding.weight)
+        if self.decoder.positions is not None:
+            self.weights["positions"] = _array(self.decoder.positions.weight)
+        for index, layer in enumerate(self.decoder.blocks()):
+            self._layer(f"layers.{index}", layer)
+        final = self._read("final_norm", self.decoder.final_norm)
+        self._linear("head", *final.into(_array(self.decoder.head.weight).T, None))
+        described = PrivateConfig(
+            vocab_size=config.vocab_size,
+            context=config.context,
+            width=config.width,
+            heads=config.heads,
+            kv_heads=config.kv_heads,
+            head_size=config.head_size,
+            ffn_width=config.ffn_width,
+            rotary_size=config.rotary_size,
+            learned_positions=self.decoder.positions is not None,
+            parallel=config.parallel,
+            final_norm=final.norm,
+            layers=tuple(self.layers),
+            biased=tuple(self.biased),
+        )
+        for name, value in self.weights.items():
+            if not np.isfinite(value).all():
+                raise AeroError(f"The weight {name} holds values that are not finite; train the model again.")
+        weights = {name: np.array(value, order="C") for name, value in self.weights.items()}
+        return PrivateModel(described, weights, self._rotation())
+
+    def _rotation(self) -> Array | None:
+        config = self.config
+        if not config.rotary_size:
+            return None
+        like = torch.zeros((), dtype=torch.float64)
+        both = rotation(0, config.context, size=config.rotary_size, base=config.rotary_base, like=like)
+        return np.stack([_array(each)[:, : config.rotary_size // 2] for each in both])
+
+    def _layer(self, prefix: str, layer: Layer) -> None:
+        attention = layer.attention
+        read = self._read(f"{prefix}.attention_norm", layer.attention_norm)
+        query, bias = read.into(*_matrix(attention.q))
+        scale = attention.head_size**-0.5
+        inverse = None if attention.temperature is None else 1 / _array(attention.temperature)
+        varies = inverse is not None and bool(np.ptp(inverse, axis=1).max() > 0)
+        factor = np.full(attention.heads, scale)
+        if inverse is not None and not varies:
+            factor = factor * inverse[:, 0]
+        columns = np.repeat(factor, attention.head_size)
+        parts = [(query * columns, None if bias is None else bias * columns)]
+        parts += [read.into(*_matrix(linear)) for linear in (attention.k, attention.v)]
+        self._linear(f"{prefix}.qkv", *_side_by_side(parts))
+        if inverse is not None and varies:
+            self.weights[f"{prefix}.inverse_temperature"] = inverse
+        self._write(f"{prefix}.out", *_matrix(attention.o), self.stream)
+        feedforward_norm, kind = self._feedforward(prefix, layer)
+        self.layers.append(
+            PrivateLayer(
+                attention_norm=read.norm, feedforward_norm=feedforward_norm, feedforward=kind, temperature=varies
+            )
+        )
+
+    def _feedforward(self, prefix: str, layer: Layer) -> tuple[Norm, Branch]:
+        beta = 1.0 if layer.beta is None else layer.beta.item()
+        alpha = 1.0 if layer.alpha is None else layer.alpha.item()
+        if abs(beta) < 1e-6:
+            raise AeroError(f"{prefix} scales its residual stream by {beta:g}, which erases it; train the model again.")
+        before = self.stream
+        after = before * beta
+        branch, kind = layer.feedforward, layer.config.feedforward
+        if layer.dropped:
+            self.stream = after
+            return "none", "dropped"
+        read = self._read(f"{prefix}.feedforward_norm", layer.feedforward_norm)
+        if kind in ("linear", "fused"):
+            if branch.fused is not None:
+                weight, bias = _matrix(branch.fused)
+            else:
+                (first, first_bias), (weight, bias) = (_matrix(each) for each in (branch.input, branch.output))
+                through = None if first_bias is None else first_bias @ weight
+                bias = through if bias is None else bias if through is None else bias + through
+                weight = first @ weight
+            weight, bias = read.into(weight, bias)
+            if read.norm == "none" and not self.config.parallel:
+                self.stream = 1.0
+                merged = beta * before * np.eye(len(weight)) + weight / alpha
+                self._linear(f"{prefix}.ffn", merged, None if bias is None else bias / alpha)
+                return "none", "matrix"
+            self.stream = after
+            self._write(f"{prefix}.ffn", weight, bias, alpha * after)
+            return read.norm, "linear"
+        self._linear(f"{prefix}.ffn_in", *read.into(*_matrix(branch.input)))
+        if kind in GATED:
+            self._linear(f"{prefix}.ffn_gate", *read.into(*_matrix(branch.gate)))
+        if branch.slope is not None:
+            self.weights[f"{prefix}.slope"] = _array(branch.slope)
+        self.stream = after
+        self._write(f"{prefix}.ffn_out", *_matrix(branch.output), alpha * after)
+        return read.norm, cast(Branch, kind)
+
+    def _read(self, name: str, norm: nn.Module) -> _Read:
+        weight = None if norm.weight is None else _array(cast(torch.Tensor, norm.weight))
+        offset = None if norm.bias is None else _array(cast(torch.Tensor, norm.bias))
+        if weight is None:
+            return _Read("none", self.stream, False, None)
+        if isinstance(norm, StaticNorm):
+            if norm.phase != "frozen":
+                raise AeroError(
+                    f"{name} is still {norm.blend.item():.0%} static; train to the end of the blend before folding."
+                )
+            return _Read("none", weight * (norm.constant.item() * self.stream), norm.centred, offset)
+        kind: Norm = "layernorm" if isinstance(norm, nn.LayerNorm) else "rmsnorm"
+        self.weights[f"{name}.eps"] = np.asarray(cast(float, norm.eps) / self.stream**2)
+        return _Read(kind, weight * np.sign(self.stream), False, offset)
+
+    def _linear(self, name: str, weight: Array, bias: Array | None) -> None:
+        self.weights[name] = weight
+        if bias is not None and bias.any():
+            self.weights[f"{name}.bias"] = bias
+            self.biased.append(name)
+
+    def _write(self, name: str, weight: Array, bias: Array | None, divisor: float) -> None:
+        self._linear(name, weight / divisor, None if bias is None else bias / divisor)
+
+
+def _array(tensor: torch.Tensor) -> Array:
+    return tensor.detach().to("cpu", torch.float64).numpy().copy()
+
+
+def _matrix(linear: nn.Linear | None) -> tuple[Array, Array | None]:
+    """(weight [in, out], bias [out] or None) of a linear, with weight or spectral norm multiplied in."""
+    assert linear is not None
+    return _array(linear.weight).T, None if linear.bias is None else _array(linear.bias)
+
+
+def _side_by_side(parts: list[tuple[Array, Array | None]]) -> tuple[Array, Array | None]:
+    weight = np.concatenate([part for part, _ in parts], axis=1)
+    if all(bias is None for _, bias in parts):
+        return weight, None
+    biases = [np.zeros(part.shape[1]) if bias is None else bias for part, bias in parts]
+    return weight, np.concatenate(biases)
