@@ -25,9 +25,13 @@ def import_pretrained(source: PreTrainedModel) -> AeroForCausalLM:
         raise AeroError(f"A {type(source).__name__} cannot be imported: give one of {known}.")
     refuse_unless(getattr(source.config, "quantization_config", None) is None, "a quantised model")
     tokens = {name: getattr(source.config, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    model = AeroForCausalLM(AeroConfig.of(family.config(source.config), **tokens))
+    try:
+        config = family.config(source.config)
+    except ValueError as error:
+        raise AeroError(f"This checkpoint cannot be imported: {error}.") from None
+    model = AeroForCausalLM(AeroConfig.of(config, **tokens))
     model.decoder.to(dtype=source.dtype, device=source.device)
-    weights = family.weights(dict(source.state_dict()), model.config.model_config)
+    weights = family.weights(dict(source.state_dict()), config)
     model.decoder.load_state_dict(weights)
     model.train(source.training)
     return model

@@ -1,0 +1,155 @@
+"""What a static norm does in training, during the blend and after it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import pytest
+import torch
+from tests.model.shapes import gpt, scrambled, tokens
+from torch import Tensor
+from torch.nn import functional
+
+from aero.config import LayerConfig, architecture
+from aero.model import Decoder, StaticNorm, set_static_blend, static_norms
+from aero.model.norm import MOMENTUM, make_norm
+
+Static = Literal["static", "static_rms"]
+KINDS: list[Static] = ["static", "static_rms"]
+
+
+def static(kind: Static, width: int = 8) -> StaticNorm:
+    norm = make_norm(kind, width, 1e-5)
+    assert isinstance(norm, StaticNorm)
+    return norm.double()
+
+
+def inverse_sigma(kind: Static, x: Tensor) -> Tensor:
+    centred = x - x.mean(-1, keepdim=True) if kind == "static" else x
+    return 1 / (centred.square().mean(-1) + 1e-5).sqrt()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_before_the_blend_it_is_the_ordinary_norm(kind: Static) -> None:
+    norm = static(kind)
+    ordinary = make_norm("layernorm" if kind == "static" else "rmsnorm", 8, 1e-5).double()
+    with torch.no_grad():
+        for parameter, other in zip(norm.parameters(), ordinary.parameters(), strict=True):
+            parameter.copy_(other.normal_())
+    x = torch.randn(3, 5, 8, dtype=torch.float64)
+    for mode in (True, False):
+        norm.train(mode)
+        torch.testing.assert_close(norm(x), ordinary(x))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_constant_follows_in_training_and_only_then(kind: Static) -> None:
+    norm = static(kind)
+    batches = [torch.randn(3, 5, 8, dtype=torch.float64) * scale for scale in (1.0, 2.0, 5.0)]
+    for x in batches:
+        norm(x)
+    mean = torch.stack([inverse_sigma(kind, x).mean() for x in batches]).mean()
+    torch.testing.assert_close(norm.constant, mean)  # a plain mean of the first batches
+    norm.eval()
+    norm(batches[0])
+    torch.testing.assert_close(norm.constant, mean)
+    norm.train()
+    for value in (0.01, 1.0):
+        norm.set_blend(value)
+        norm(batches[0])
+        torch.testing.assert_close(norm.constant, mean)
+
+
+def test_constant_forgets_slowly_after_many_batches() -> None:
+    norm = static("static")
+    x = torch.randn(3, 8, dtype=torch.float64)
+    for _ in range(200):
+        norm(x)
+    old = norm.constant.clone()
+    norm(10 * x)
+    new = inverse_sigma("static", 10 * x).mean()
+    torch.testing.assert_close(norm.constant, old + MOMENTUM * (new - old))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("blend", [0.3, 1.0])
+def test_blend_mixes_the_token_and_the_constant(kind: Static, blend: float) -> None:
+    norm = static(kind)
+    with torch.no_grad():
+        norm.weight.normal_()
+        if norm.bias is not None:
+            norm.bias.normal_()
+        norm.constant.fill_(0.7)
+    norm.set_blend(blend)
+    x = torch.randn(4, 8, dtype=torch.float64)
+    scale = (1 - blend) * inverse_sigma(kind, x) + blend * 0.7
+    centred = x - x.mean(-1, keepdim=True) if kind == "static" else x
+    expected = centred * scale[:, None] * norm.weight + (0 if norm.bias is None else norm.bias)
+    torch.testing.assert_close(norm(x), expected, rtol=1e-6, atol=1e-6)  # the blend itself is kept in single precision
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_frozen_norm_is_affine(kind: Static) -> None:
+    norm = static(kind)
+    norm.set_blend(1.0)
+    x, y = torch.randn(2, 8, dtype=torch.float64)
+    torch.testing.assert_close(norm(3 * x - 2 * y), 3 * norm(x) - 2 * norm(y))
+    huge = torch.full((8,), 1e200, dtype=torch.float64)
+    assert bool(torch.isfinite(norm(huge)).all())  # its square would overflow: nothing was squared
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1, float("nan")])
+def test_blend_outside_its_range_is_refused(value: float) -> None:
+    with pytest.raises(ValueError, match=r"lies in \[0, 1\]"):
+        static("static").set_blend(value)
+
+
+def test_every_static_norm_of_a_model_is_set() -> None:
+    decoder = Decoder(architecture("static+bilinear", gpt()))
+    assert set_static_blend(decoder, 1.0) == 5
+    assert all(norm.phase == "frozen" and float(norm.blend) == 1.0 for _, norm in static_norms(decoder))
+    assert set_static_blend(Decoder(gpt()), 1.0) == 0
+
+
+def test_state_dict_carries_blend_and_constant() -> None:
+    source = scrambled(architecture("static+relu", gpt()))
+    set_static_blend(source, 1.0)
+    target = Decoder(source.config).double().eval()
+    target.load_state_dict(source.state_dict())
+    given = tokens(source.config)
+    assert torch.equal(source(given).logits, target(given).logits)
+    set_static_blend(source, 0.0)
+    target.load_state_dict(source.state_dict())
+    assert torch.equal(source(given).logits, target(given).logits)
+
+
+def test_low_precision_keeps_its_type_and_statistics_their_width() -> None:
+    norm = make_norm("static", 64, 1e-5).bfloat16()
+    x = (torch.randn(4, 64) * 300).bfloat16()
+    y = norm(x)
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y.float(), functional.layer_norm(x.float(), (64,)), rtol=2e-2, atol=2e-2)
+
+
+def test_blending_does_not_compile_anew_at_every_step() -> None:
+    norm = make_norm("static", 8, 1e-5)
+    graphs = 0
+
+    def count(graph: torch.fx.GraphModule, _inputs: object) -> object:
+        nonlocal graphs
+        graphs += 1
+        return graph.forward
+
+    compiled = torch.compile(norm, backend=count, fullgraph=True)
+    x = torch.randn(4, 8)
+    for blend in (0.0, 0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0, 1.0):
+        set_static_blend(norm, blend)
+        torch.testing.assert_close(compiled(x), norm(x))
+    assert graphs <= 3
+
+
+def test_frozen_layers_train() -> None:
+    decoder = Decoder(gpt(layer=LayerConfig(attention_norm="static", feedforward_norm="static")))
+    set_static_blend(decoder, 1.0)
+    decoder(tokens(decoder.config)).logits.square().sum().backward()
+    assert all(parameter.grad is not None for parameter in decoder.parameters())

@@ -1,0 +1,127 @@
+"""The decoder written as its formulas stand, in numpy and double precision, one sequence, position by position.
+
+Slow and obvious on purpose: it shares no code with the package beyond the configuration it reads.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aero.config import LayerConfig, ModelConfig
+
+Array = NDArray[np.float64]
+Weights = dict[str, Array]
+
+
+def decoder_logits(
+    weights: Weights, config: ModelConfig, tokens: list[int], *, blend: float = 0.0
+) -> tuple[Array, list[Array]]:
+    """Logits [T, V] of one sequence, and each layer's entropies [H, T] in nats.
+
+    weights: tensors by the names of the decoder's state dict, normalised weights already multiplied out, temperatures
+        under ``attention.temperature``.
+    blend: of every static norm.
+    """
+    stream = np.stack([weights["embedding.weight"][token] for token in tokens])
+    if config.positions == "learned":
+        stream = stream + weights["positions.weight"][: len(tokens)]
+    entropies = []
+    for index, layer in enumerate(config.layers):
+        own = {name.split(".", 2)[2]: value for name, value in weights.items() if name.startswith(f"layers.{index}.")}
+        attended, entropy = _attention(
+            own, config, _norm(own, "attention_norm", layer.attention_norm, config, stream, blend)
+        )
+        entropies.append(entropy)
+        after = stream + attended
+        out = after * (own["beta"] if layer.scaled else 1.0)
+        if layer.feedforward != "dropped":
+            read = stream if config.parallel else after
+            branch = _feedforward(
+                own, layer, _norm(own, "feedforward_norm", layer.feedforward_norm, config, read, blend)
+            )
+            out = out + branch / (own["alpha"] if layer.scaled else 1.0)
+        stream = out
+    stream = _norm(weights, "final_norm", config.final_norm, config, stream, blend)
+    head = weights["embedding.weight" if config.tie_embeddings else "head.weight"]
+    return stream @ head.T, entropies
+
+
+def _norm(weights: Weights, name: str, kind: str, config: ModelConfig, x: Array, blend: float) -> Array:
+    if kind == "none":
+        return x
+    out = np.empty_like(x)
+    for position, row in enumerate(x):
+        centred = row - row.mean() if kind in ("layernorm", "static") else row
+        inverse = 1.0 / math.sqrt((centred**2).mean() + config.norm_eps)
+        if kind in ("static", "static_rms"):
+            inverse = (1.0 - blend) * inverse + blend * float(weights[f"{name}.constant"])
+        out[position] = centred * inverse * weights[f"{name}.weight"]
+        if kind in ("layernorm", "static"):
+            out[position] += weights[f"{name}.bias"]
+    return out
+
+
+def _linear(weights: Weights, name: str, x: Array) -> Array:
+    y = x @ weights[f"{name}.weight"].T
+    return y + weights[f"{name}.bias"] if f"{name}.bias" in weights else y
+
+
+def _turn(row: Array, position: int, config: ModelConfig) -> Array:
+    """Rotate the pairs (i, i + size / 2) of the leading channels as complex numbers."""
+    size = config.rotary_size
+    out = row.copy()
+    for i in range(size // 2):
+        angle = position * config.rotary_base ** (-2.0 * i / size)
+        turned = complex(row[i], row[i + size // 2]) * complex(math.cos(angle), math.sin(angle))
+        out[i], out[i + size // 2] = turned.real, turned.imag
+    return out
+
+
+def _attention(weights: Weights, config: ModelConfig, x: Array) -> tuple[Array, Array]:
+    length, size = len(x), config.head_size
+    q, k, v = (_linear(weights, f"attention.{name}", x) for name in "qkv")
+    joined = np.zeros((length, config.heads * size))
+    entropy = np.zeros((config.heads, length))
+    for head in range(config.heads):
+        source = head // (config.heads // config.kv_heads)
+        queries = q[:, head * size : (head + 1) * size]
+        keys = k[:, source * size : (source + 1) * size]
+        values = v[:, source * size : (source + 1) * size]
+        if config.positions == "rotary":
+            queries = np.stack([_turn(row, position, config) for position, row in enumerate(queries)])
+            keys = np.stack([_turn(row, position, config) for position, row in enumerate(keys)])
+        for i in range(length):
+            scores = keys[: i + 1] @ queries[i] / math.sqrt(size)
+            if "attention.temperature" in weights:
+                scores = scores / weights["attention.temperature"][head, i]
+            shares = np.exp(scores - scores.max())
+            shares = shares / shares.sum()
+            joined[i, head * size : (head + 1) * size] = shares @ values[: i + 1]
+            entropy[head, i] = -sum(share * math.log(share) for share in shares if share > 0)
+    return _linear(weights, "attention.o", joined), entropy
+
+
+def _feedforward(weights: Weights, layer: LayerConfig, x: Array) -> Array:
+    kind = layer.feedforward
+    if kind == "fused":
+        return _linear(weights, "feedforward.fused", x)
+    hidden = _linear(weights, "feedforward.input", x)
+    if kind == "silu_gated":
+        gate = _linear(weights, "feedforward.gate", x)
+        hidden = hidden * gate / (1.0 + np.exp(-gate))
+    elif kind == "bilinear":
+        hidden = hidden * _linear(weights, "feedforward.gate", x)
+    elif kind == "gelu":
+        hidden = hidden * 0.5 * (1.0 + np.vectorize(math.erf)(hidden / math.sqrt(2.0)))
+    elif kind == "gelu_tanh":
+        hidden = hidden * 0.5 * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (hidden + 0.044715 * hidden**3)))
+    elif kind == "relu":
+        hidden = np.maximum(hidden, 0.0)
+    elif kind == "leaky":
+        hidden = np.where(hidden < 0, float(weights["feedforward.slope"]) * hidden, hidden)
+    elif kind == "square":
+        hidden = hidden**2
+    return _linear(weights, "feedforward.output", hidden)
