@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from aero.report.page import render_page, write_page
-from aero.report.plots import entropy, losses
+from aero.report.plots import bytes_by_operator, entropy, losses
 
 VOID = {"meta", "br", "img", "hr", "input", "link"}
 
@@ -132,6 +132,20 @@ def test_a_large_model_and_no_losses(report: Any) -> None:
     assert losses(report) is None
     assert "nats" in entropy(report).alt
     assert len(Page(render_page(report)).named("svg")) == 3
+
+
+def test_more_operators_than_colours(report: Any) -> None:
+    account = report["models"][0]["private"]["prefill"]
+    account["operators"] = [
+        {"operator": f"operator {index}", "layer": 0, "bytes": 1000 * index, "rounds": 1, "seconds": 0.1}
+        for index in range(30)
+    ]
+    account["total_bytes"] = sum(row["bytes"] for row in account["operators"])
+    plot = bytes_by_operator(report)
+    assert "everything else" in plot.svg
+    assert "operator 29" in plot.svg
+    assert "operator 3<" not in plot.svg
+    assert "435 kB" in plot.alt
 
 
 def test_the_same_report_gives_the_same_page(report: Any, tmp_path: Path) -> None:

@@ -13,12 +13,16 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from aero.report import units
 from aero.report.canvas import GREY, MODEL_COLOURS, PALETTE, canvas, inline_svg
 from aero.report.rows import OUTSIDE, PHASES, by_operator
-from aero.report.schema import ModelReport, Phase, Report
+from aero.report.schema import Account, ModelReport, Phase, Report
 
 WIDTH = 5.6
 """Inches. Small, so that the text stays legible where a phone scales the figure down."""
 
 MEASURED: tuple[Phase, ...] = ("prefill", "per_token")
+
+
+OTHERS = "everything else"
+"""What shares the grey: small operators, and bytes that no operator claims."""
 
 
 @dataclass(frozen=True)
@@ -35,18 +39,18 @@ def bytes_by_operator(report: Report) -> Plot:
     models = report["models"]
     colours = _colours(models)
     words = []
-    with canvas(WIDTH, 1.9 + 0.75 * len(models)) as figure:
+    with canvas(WIDTH, 1.7 + 0.75 * len(models) + 0.08 * len(colours)) as figure:
         for axes, phase in zip(figure.subplots(len(MEASURED), 1), MEASURED, strict=True):
             for place, model in enumerate(models):
+                parts = _parts(model["private"][phase], colours)
                 left = 0
-                account = model["private"][phase]
-                rows = by_operator(account)
-                for row in rows:
-                    axes.barh(place, row.bytes, left=left, color=colours[row.operator], height=0.7, linewidth=0)
-                    left += row.bytes
+                for name, size in parts.items():
+                    axes.barh(place, size, left=left, color=colours[name], height=0.7, linewidth=0)
+                    left += size
                 _label(axes, left, place, units.count_of_bytes(left))
-                largest = ", ".join(f"{row.operator} {units.count_of_bytes(row.bytes)}" for row in rows[:3])
-                words.append(f"{PHASES[phase]}, {model['label']}: {units.count_of_bytes(left)} ({largest})")
+                largest = sorted(((size, name) for name, size in parts.items()), reverse=True)[:3]
+                listed = ", ".join(f"{name} {units.count_of_bytes(size)}" for size, name in largest)
+                words.append(f"{PHASES[phase]}, {model['label']}: {units.count_of_bytes(left)} ({listed})")
             _bars(axes, models, PHASES[phase])
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: units.count_of_bytes(value)))
         handles = [Patch(color=colour, label=name, linewidth=0) for name, colour in colours.items()]
@@ -146,15 +150,25 @@ def losses(report: Report) -> Plot | None:
 
 
 def _colours(models: Sequence[ModelReport]) -> dict[str, str]:
-    """A colour an operator, the same in every bar; the costliest get the strongest. What no operator claims is grey."""
-    sizes: dict[str, int] = {}
+    """A colour for each of the costliest operators, the same in every bar; all others share a grey."""
+    shares: dict[str, float] = {}
     for model in models:
         for phase in MEASURED:
-            for row in by_operator(model["private"][phase]):
-                sizes[row.operator] = max(sizes.get(row.operator, 0), row.bytes)
-    named = [name for name in sorted(sizes, key=lambda name: (-sizes[name], name)) if name != OUTSIDE]
-    colours = {name: PALETTE[index % len(PALETTE)] for index, name in enumerate(named)}
-    return {**colours, OUTSIDE: GREY} if OUTSIDE in sizes else colours
+            account = model["private"][phase]
+            for row in by_operator(account):
+                share = row.bytes / account["total_bytes"] if account["total_bytes"] else 0.0
+                shares[row.operator] = max(shares.get(row.operator, 0.0), share)
+    named = [name for name in shares if shares[name] > 0 and name != OUTSIDE]
+    named.sort(key=lambda name: (-shares[name], name))
+    return {**dict(zip(named, PALETTE, strict=False)), OTHERS: GREY}
+
+
+def _parts(account: Account, colours: dict[str, str]) -> dict[str, int]:
+    """Bytes by name of colour, in one order for every bar."""
+    parts = dict.fromkeys(colours, 0)
+    for row in by_operator(account):
+        parts[row.operator if row.operator in colours else OTHERS] += row.bytes
+    return parts
 
 
 def _model_colour(place: int) -> str:

@@ -1,7 +1,7 @@
 """What a report holds: the dictionary in ``report.json``, written by ``aero demo`` and read by everything here.
 
 Plain JSON values. A field that may be missing stands in a class of its own with ``total=False``; all others are a must.
-Bytes are the sum over parties of bytes sent, rounds are message rounds, seconds are wall time.
+Bytes are the sum over parties of bytes sent, rounds the largest number of messages of one party, seconds wall time.
 """
 
 from __future__ import annotations
