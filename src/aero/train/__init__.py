@@ -1,0 +1,1 @@
+"""From text to trained weights: corpus, tokenizer, recipes, trainer. Importing this package loads no library."""
