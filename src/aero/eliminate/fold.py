@@ -1,11 +1,11 @@
-"""From a trained decoder to plain matrices: everything linear is multiplied out, so that removal costs nothing privately.
+"""From a trained decoder to plain matrices: everything linear is multiplied out, so that its removal is free privately.
 
 What disappears
 - Static norms: y = (x - mean) c * w + b is affine, and every norm is read by a linear map. Folds with w and b.
 - The affine part of LayerNorm and RMSNorm, into the linear map that reads it.
-- Weight norm, spectral norm, 1/sqrt(d_k), q, k and v as three matrices, 1/alpha, the linear feed-forward's two matrices.
-- beta: the stream is kept divided by the product c of the betas so far; readers take c, writers 1/c, and a LayerNorm of a
-  scaled stream is the LayerNorm of the stream with eps / c^2.
+- Weight norm, spectral norm, 1/sqrt(d_k), q, k and v as three matrices, 1/alpha, the linear feed-forward's two.
+- beta: the stream is kept divided by a constant c times the product of the betas so far; readers take c, writers 1/c,
+  and a LayerNorm of a scaled stream is the LayerNorm of the stream with eps / c^2.
 - A linear feed-forward behind no (or a static) norm: with its residual it is one matrix, x <- x M.
 
 What stays: softmax, LayerNorm's and RMSNorm's 1/sigma, the activation, products of two secrets, and the learnable
@@ -62,14 +62,15 @@ class _Folding:
         self.weights: dict[str, Array] = {}
         self.biased: list[str] = []
         self.layers: list[PrivateLayer] = []
-        self.stream = 1.0
-        """c: the true stream is c times the one that the folded model carries."""
+        self.stream = float(_array(decoder.embedding.weight).std()) or 1.0
+        """c: the true stream is c times the one that the folded model carries. It starts where embedded tokens have
+        unit size: fixed point has no exponent, and a stream of small numbers would lose its leading bits."""
 
     def run(self) -> PrivateModel:
         config = self.config
-        self.weights["embedding"] = _array(self.decoder.embedding.weight)
+        self.weights["embedding"] = _array(self.decoder.embedding.weight) / self.stream
         if self.decoder.positions is not None:
-            self.weights["positions"] = _array(self.decoder.positions.weight)
+            self.weights["positions"] = _array(self.decoder.positions.weight) / self.stream
         for index, layer in enumerate(self.decoder.blocks()):
             self._layer(f"layers.{index}", layer)
         final = self._read("final_norm", self.decoder.final_norm)
@@ -101,7 +102,8 @@ class _Folding:
             return None
         like = torch.zeros((), dtype=torch.float64)
         both = rotation(0, config.context, size=config.rotary_size, base=config.rotary_base, like=like)
-        return np.stack([_array(each)[:, : config.rotary_size // 2] for each in both])
+        stacked: Array = np.stack([_array(each)[:, : config.rotary_size // 2] for each in both])
+        return stacked
 
     def _layer(self, prefix: str, layer: Layer) -> None:
         attention = layer.attention
@@ -132,8 +134,7 @@ class _Folding:
         alpha = 1.0 if layer.alpha is None else layer.alpha.item()
         if abs(beta) < 1e-6:
             raise AeroError(f"{prefix} scales its residual stream by {beta:g}, which erases it; train the model again.")
-        before = self.stream
-        after = before * beta
+        after = self.stream * beta
         branch, kind = layer.feedforward, layer.config.feedforward
         if layer.dropped:
             self.stream = after
@@ -148,12 +149,12 @@ class _Folding:
                 bias = through if bias is None else bias if through is None else bias + through
                 weight = first @ weight
             weight, bias = read.into(weight, bias)
-            if read.norm == "none" and not self.config.parallel:
-                self.stream = 1.0
-                merged = beta * before * np.eye(len(weight)) + weight / alpha
-                self._linear(f"{prefix}.ffn", merged, None if bias is None else bias / alpha)
-                return "none", "matrix"
             self.stream = after
+            if read.norm == "none" and not self.config.parallel:
+                # beta c x + ffn(x) / alpha over the new c, which is beta c: the residual is the identity.
+                weight = weight + alpha * after * np.eye(len(weight))
+                self._write(f"{prefix}.ffn", weight, bias, alpha * after)
+                return "none", "matrix"
             self._write(f"{prefix}.ffn", weight, bias, alpha * after)
             return read.norm, "linear"
         self._linear(f"{prefix}.ffn_in", *read.into(*_matrix(branch.input)))

@@ -27,10 +27,7 @@ def logits(model: PrivateModel, tokens: NDArray[np.int64]) -> Array:
         attended = _attention(model, index, _norm(model, f"{prefix}.attention_norm", layer.attention_norm, x))
         read = x if config.parallel else x + attended
         branch = _branch(model, index, _norm(model, f"{prefix}.feedforward_norm", layer.feedforward_norm, read))
-        if layer.feedforward == "matrix":
-            x = branch
-        else:
-            x = x + attended + branch
+        x = branch if layer.feedforward == "matrix" else x + attended + branch
     return _linear(model, "head", _norm(model, "final_norm", config.final_norm, x))
 
 

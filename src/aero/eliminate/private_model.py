@@ -102,6 +102,11 @@ class PrivateConfig:
         return table
 
     @property
+    def depth(self) -> int:
+        """Number of layers."""
+        return len(self.layers)
+
+    @property
     def parameters(self) -> int:
         """Number of secret values."""
         return sum(int(np.prod(shape)) for shape in self.shapes().values())

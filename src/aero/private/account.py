@@ -1,0 +1,142 @@
+"""The account of a private computation: bytes, rounds and seconds for every operator of every layer.
+
+*Bytes* is the sum over parties of bytes that the party handed to the link. *Rounds* is the largest number of messages
+that one party sent: an upper bound on the rounds that the messages depend on, exact where a party sends one message a
+round. *Seconds* is wall time; for an operator, the slowest party's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class PartyCost:
+    """What one party counted for one step."""
+
+    operator: str
+    layer: int | None
+    bytes: int
+    rounds: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class OperatorCost:
+    """One operator of one layer, over all parties."""
+
+    operator: str
+    layer: int | None
+    bytes: int
+    rounds: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Offline:
+    """What can happen before the prompt is known, once a session."""
+
+    bytes: int
+    rounds: int
+    seconds: float
+    statement: str
+
+
+@dataclass(frozen=True)
+class Account:
+    """One phase of a private computation (a prefill, a generated token) over all parties.
+
+    total_bytes, rounds, seconds: sums over the operators; seconds is at most the wall time of the phase.
+    """
+
+    total_bytes: int
+    rounds: int
+    seconds: float
+    bytes_by_party: tuple[int, ...]
+    operators: tuple[OperatorCost, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-ready values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Account:
+        """The inverse of ``to_dict``."""
+        operators = tuple(OperatorCost(**each) for each in values["operators"])
+        return cls(**{**values, "operators": operators, "bytes_by_party": tuple(values["bytes_by_party"])})
+
+    def by_operator(self) -> dict[str, OperatorCost]:
+        """Sums over the layers, in order of first appearance."""
+        table: dict[str, OperatorCost] = {}
+        for cost in self.operators:
+            old = table.get(cost.operator, OperatorCost(cost.operator, None, 0, 0, 0.0))
+            table[cost.operator] = OperatorCost(
+                cost.operator, None, old.bytes + cost.bytes, old.rounds + cost.rounds, old.seconds + cost.seconds
+            )
+        return table
+
+
+def combine(parties: Sequence[Sequence[PartyCost]]) -> Account:
+    """The account of one phase from what every party counted, step by step.
+
+    Raises ValueError if the parties did not run the same steps.
+    """
+    operators: list[OperatorCost] = []
+    for steps in zip(*parties, strict=True):
+        first = steps[0]
+        if any((step.operator, step.layer) != (first.operator, first.layer) for step in steps):
+            raise ValueError(f"the parties ran different steps at {first.operator}, layer {first.layer}")
+        operators.append(
+            OperatorCost(
+                first.operator,
+                first.layer,
+                sum(step.bytes for step in steps),
+                max(step.rounds for step in steps),
+                max(step.seconds for step in steps),
+            )
+        )
+    merged = _merge(operators)
+    return Account(
+        total_bytes=sum(cost.bytes for cost in merged),
+        rounds=sum(cost.rounds for cost in merged),
+        seconds=sum(cost.seconds for cost in merged),
+        bytes_by_party=tuple(sum(step.bytes for step in steps) for steps in parties),
+        operators=tuple(merged),
+    )
+
+
+def mean(accounts: Sequence[Account]) -> Account:
+    """The average of phases that ran the same steps (tokens of one answer), rounded to whole bytes and rounds."""
+    count = len(accounts)
+    operators = tuple(
+        OperatorCost(
+            steps[0].operator,
+            steps[0].layer,
+            round(sum(step.bytes for step in steps) / count),
+            round(sum(step.rounds for step in steps) / count),
+            sum(step.seconds for step in steps) / count,
+        )
+        for steps in zip(*(account.operators for account in accounts), strict=True)
+    )
+    return Account(
+        total_bytes=round(sum(account.total_bytes for account in accounts) / count),
+        rounds=round(sum(account.rounds for account in accounts) / count),
+        seconds=sum(account.seconds for account in accounts) / count,
+        bytes_by_party=tuple(
+            round(sum(sent) / count) for sent in zip(*(account.bytes_by_party for account in accounts), strict=True)
+        ),
+        operators=operators,
+    )
+
+
+def _merge(costs: Iterable[OperatorCost]) -> list[OperatorCost]:
+    """Add up steps of the same operator and layer (a projection is four matrices), in order of first appearance."""
+    table: dict[tuple[str, int | None], OperatorCost] = {}
+    for cost in costs:
+        old = table.get((cost.operator, cost.layer), OperatorCost(cost.operator, cost.layer, 0, 0, 0.0))
+        table[cost.operator, cost.layer] = OperatorCost(
+            cost.operator, cost.layer, old.bytes + cost.bytes, old.rounds + cost.rounds, old.seconds + cost.seconds
+        )
+    return list(table.values())

@@ -1,0 +1,272 @@
+"""One party's secure engine: SecretFlow SPU behind four verbs. The only file that imports ``spu``.
+
+``enter`` puts a party's own secret into the joint computation, ``run`` executes steps on secrets, ``open_to`` lets one
+party learn a value, and ``take_costs`` tells what the steps sent. Every party calls the same verbs in the same order.
+
+The engine prints its communication statistics to a log and offers no call for them. The log goes to a private file that
+holds counts and names of steps, never values, and goes away with the engine.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import spu
+from numpy.typing import NDArray
+from spu import libspu
+from spu.experimental import make_cached_var
+from spu.utils import frontend
+
+from aero.private.account import PartyCost
+from aero.private.program import Step, freed
+from aero.private.protocols import CLIENT, Protocol
+
+FRACTION_BITS = 18
+"""Fixed-point fraction bits in the ring of integers modulo 2^64."""
+
+MESSAGE_TIMEOUT = 24 * 3600.0
+"""Seconds the link waits for a message. Long on purpose: a lost party is noticed by ``watch``, not by a slow step."""
+
+_LINK = re.compile(r"Link details: total send bytes (\d+), recv bytes (\d+), send actions (\d+), recv actions (\d+)")
+_Key = tuple[Callable[..., Any], tuple[tuple[int, ...], ...]]
+
+
+class Engine:
+    """The engine of the party ``rank`` among ``addresses`` (host:port each, in rank order).
+
+    Connects at once; the caller makes sure that the other parties are there. Not to be made twice in one process.
+    """
+
+    def __init__(self, protocol: Protocol, rank: int, addresses: Sequence[str], *, connect_seconds: float) -> None:
+        # One platform, and before anything is traced: the tracer must not look for accelerators.
+        os.environ["JAX_PLATFORMS"] = "cpu"
+        self.protocol, self.rank, self.world = protocol, rank, len(addresses)
+        self._folder = tempfile.TemporaryDirectory(prefix="aero-party-")
+        self._log = Path(self._folder.name) / "engine.log"
+        options = libspu.logging.LogOptions()
+        options.enable_console_logger = False
+        options.system_log_path = str(self._log)
+        libspu.logging.setup_logging(options)
+        self._read_to = 0
+        self._link = _connect(rank, addresses, connect_seconds)
+        config = _config(protocol)
+        self._runtime = spu.Runtime(self._link, config)
+        self._io = spu.Io(self.world, config)
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._compiled: dict[_Key, tuple[bytes, tuple[tuple[int, ...], ...]]] = {}
+        self._costs: list[PartyCost] = []
+        self._own_bytes = self._own_messages = 0
+
+    def enter(self, name: str, shape: tuple[int, ...], owner: int, value: NDArray[Any] | None) -> None:
+        """Make ``name`` a secret of the party ``owner``, who alone gives its value. Nothing is sent.
+
+        The other parties hold a placeholder of zeros; the first step that uses the secret shares or encrypts it.
+        """
+        if (value is None) == (self.rank == owner):
+            raise ValueError(f"the owner of {name}, and nobody else, gives its value")
+        numbers = np.zeros(shape, np.float32) if value is None else np.asarray(value, np.float32)
+        if numbers.shape != shape:
+            raise ValueError(f"{name} has shape {numbers.shape}, not {shape}")
+        shares = self._io.make_shares(numbers, libspu.Visibility.VIS_SECRET, owner)
+        self._runtime.set_var(name, shares[self.rank])
+        self._shapes[name] = shape
+
+    def hold(self, name: str) -> None:
+        """Bring the weight ``name``, just entered by its owner, into the form in which the protocol uses it.
+
+        Sharing adds a scalar zero of the client's: a secret of two parties is a shared value. A cached matrix has its
+        mask opened here, by a product with a row of zeros, so that the opening is not part of the first answer.
+        """
+        if self.protocol.weights == "owned":
+            return
+        self._zero(())
+        self.run([Step("weights", None, _share, (name, "zero"), (name,))])
+        if self.protocol.weights == "cached" and len(self._shapes[name]) == 2:
+            self.run([Step("weights", None, make_cached_var, (name,), (name,))])
+            self._zero((1, self._shapes[name][0]))
+            self.run([Step("weights", None, jnp.matmul, ("zero", name), ("opened",))])
+            self.delete("opened")
+
+    def warm_up(self) -> None:
+        """Run one small comparison, product and matrix product: their set-up is then no part of the first answer."""
+        if not self.protocol.warm_up:
+            return
+        self._zero((64, 64))
+        self.enter("factor", (64, 64), 0, np.zeros((64, 64)) if self.rank == 0 else None)
+        self.run([Step("set-up", None, _exercise, ("zero", "factor"), ("opened",))])
+        for name in ("opened", "factor"):
+            self.delete(name)
+
+    def _zero(self, shape: tuple[int, ...]) -> None:
+        self.enter("zero", shape, CLIENT, np.zeros(shape) if self.rank == CLIENT else None)
+
+    def run(self, steps: Sequence[Step], *, before: Callable[[Step], None] | None = None) -> None:
+        """Execute ``steps``, deleting working variables that none of them needs any more; tell ``before`` each step."""
+        for step, dead in zip(steps, freed(steps), strict=True):
+            if before is not None:
+                before(step)
+            executable, shapes = self._compile(step)
+            started = perf_counter()
+            self._runtime.run(executable)
+            seconds = perf_counter() - started
+            sent, messages = self._link_counts()
+            self._costs.append(PartyCost(step.operator, step.layer, sent, messages, seconds))
+            self._shapes.update(zip(step.outputs, shapes, strict=True))
+            for name in dead:
+                self.delete(name)
+
+    def delete(self, name: str) -> None:
+        """Forget the variable ``name``."""
+        self._runtime.del_var(name)
+        del self._shapes[name]
+
+    def open_to(self, name: str, reader: int) -> NDArray[np.float32] | None:
+        """Send this party's share of ``name`` to the party ``reader``, who alone gets the value back."""
+        started = perf_counter()
+        share = self._runtime.get_var(name)
+        before = self._own_bytes, self._own_messages
+        value = None
+        if self.rank == reader:
+            shares = [share if rank == reader else self._receive_share(rank) for rank in range(self.world)]
+            value = np.asarray(self._io.reconstruct(shares), np.float32)
+        else:
+            self.send(reader, share.meta)
+            self.send(reader, len(share.share_chunks).to_bytes(4, "little"))
+            for chunk in share.share_chunks:
+                self.send(reader, chunk)
+        sent, messages = self._own_bytes - before[0], self._own_messages - before[1]
+        self._costs.append(PartyCost("reveal", None, sent, messages, perf_counter() - started))
+        return value
+
+    def send(self, receiver: int, data: bytes) -> None:
+        """Send public or shared bytes to one party; counted as this party's own traffic."""
+        self._link.send(receiver, data)
+        self._own_bytes += len(data)
+        self._own_messages += 1
+
+    def receive(self, sender: int) -> bytes:
+        """The next bytes that ``sender`` sent here."""
+        return bytes(self._link.recv(sender))
+
+    def broadcast(self, sender: int, data: bytes | None) -> bytes:
+        """``data`` of the party ``sender``, at every party."""
+        if self.rank != sender:
+            return self.receive(sender)
+        assert data is not None
+        for receiver in range(self.world):
+            if receiver != sender:
+                self.send(receiver, data)
+        return data
+
+    def barrier(self) -> None:
+        """Wait until every party is here, so that one party's compiling is not another's waiting for a message."""
+        self._link.barrier()
+
+    def take_costs(self) -> list[PartyCost]:
+        """What every step since the last call cost this party."""
+        costs, self._costs = self._costs, []
+        return costs
+
+    def close(self) -> None:
+        """Leave the link, drop every share and remove the log."""
+        del self._runtime
+        self._link.stop_link()
+        self._folder.cleanup()
+
+    def prepare(self, steps: Sequence[Step], shapes: dict[str, tuple[int, ...]]) -> None:
+        """Compile ``steps`` for inputs of these shapes, running nothing: compiling then stays out of their seconds."""
+        known = dict(self._shapes)
+        try:
+            self._shapes.update(shapes)
+            for step in steps:
+                _, outputs = self._compile(step)
+                self._shapes.update(zip(step.outputs, outputs, strict=True))
+        finally:
+            self._shapes = known
+
+    def _compile(self, step: Step) -> tuple[libspu.Executable, tuple[tuple[int, ...], ...]]:
+        shapes = tuple(self._shapes[name] for name in step.inputs)
+        key = (_identity(step.function), shapes)
+        if key not in self._compiled:
+            arguments = [jax.ShapeDtypeStruct(shape, np.float32) for shape in shapes]  # type: ignore[no-untyped-call]
+            secret = [libspu.Visibility.VIS_SECRET] * len(shapes)
+            executable, out = frontend.compile(
+                frontend.Kind.JAX,
+                step.function,
+                arguments,
+                {},
+                list(step.inputs),
+                secret,
+                lambda outputs: [str(index) for index in range(len(outputs))],
+            )
+            outputs = tuple(tuple(each.shape) for each in jax.tree_util.tree_leaves(out))
+            self._compiled[key] = (executable.code, outputs)
+        code, outputs = self._compiled[key]
+        label = step.operator if step.layer is None else f"{step.operator} {step.layer}"
+        executable = libspu.Executable(
+            name=label, input_names=list(step.inputs), output_names=list(step.outputs), code=code
+        )
+        return executable, outputs
+
+    def _link_counts(self) -> tuple[int, int]:
+        with self._log.open("rb") as file:
+            file.seek(self._read_to)
+            text = file.read()
+        self._read_to += len(text)
+        found = _LINK.findall(text.decode("utf-8", "replace"))
+        if len(found) != 1:
+            raise RuntimeError("the engine did not report what the step sent")
+        return int(found[0][0]), int(found[0][2])
+
+    def _receive_share(self, sender: int) -> libspu.Share:
+        share = libspu.Share()
+        share.meta = self.receive(sender)
+        count = int.from_bytes(self.receive(sender), "little")
+        share.share_chunks = [self.receive(sender) for _ in range(count)]
+        return share
+
+
+def _share(weight: jax.Array, zero: jax.Array) -> jax.Array:
+    return weight + zero
+
+
+def _exercise(x: jax.Array, weight: jax.Array) -> jax.Array:
+    y = x @ weight
+    return jnp.maximum(y * y, 0.0)
+
+
+def _identity(function: Callable[..., Any]) -> Any:
+    """Equal for functions that compute the same: a partial of the same function with the same arguments."""
+    inner = getattr(function, "func", None)
+    return function if inner is None else (inner, tuple(sorted(function.keywords.items())))  # type: ignore[attr-defined]
+
+
+def _connect(rank: int, addresses: Sequence[str], connect_seconds: float) -> Any:
+    description = libspu.link.Desc()
+    description.recv_timeout_ms = int(MESSAGE_TIMEOUT * 1000)
+    description.http_timeout_ms = int(MESSAGE_TIMEOUT * 1000)
+    description.connect_retry_interval_ms = 200
+    description.connect_retry_times = max(1, int(connect_seconds * 5))
+    for index, address in enumerate(addresses):
+        description.add_party(f"party {index}", address)
+    return libspu.link.create_brpc(description, rank)
+
+
+def _config(protocol: Protocol) -> libspu.RuntimeConfig:
+    kind = getattr(libspu.ProtocolKind, protocol.kind)
+    config = libspu.RuntimeConfig(kind, libspu.FieldType.FM64, FRACTION_BITS)
+    config.enable_pphlo_profile = True
+    # A secret that lies with one party stays there until a step needs it; ``enter`` relies on it.
+    config.experimental_enable_colocated_optimization = True
+    # The engine's threads spin; more of them than cores only take turns.
+    config.max_concurrency = max(1, (os.cpu_count() or 1) // len(protocol.roles))
+    return config

@@ -1,0 +1,131 @@
+"""The protocols a private answer can run under, and exactly what each one promises. No engine is loaded here."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from aero.errors import AeroError
+
+MODEL, CLIENT = 0, 1
+"""Ranks: the party that owns the weights and the party that owns the prompt. A third party is the helper."""
+
+Role = Literal["model", "client", "helper"]
+Holding = Literal["shared", "cached", "owned"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrustModel:
+    """What must hold for the secrets to stay secret; printed with every result.
+
+    secure: False where the protocol as it runs protects nothing and serves cost studies only.
+    """
+
+    name: str
+    parties: int
+    assumption: str
+    statement: str
+    secure: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-ready values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """A protocol as this package runs it.
+
+    name: as the command line takes it. kind: the engine's own name.
+    roles: what each rank is; rank 0 owns the weights, rank 1 the prompt.
+    weights: how the weights lie during the run. ``shared``: secret-shared once among all parties. ``cached``: shared,
+        and their mask opened once, so that later products open only the other factor. ``owned``: they stay with their
+        owner, which is cheaper where products are homomorphic.
+    warm_up: the first comparison and product of a session set up correlated randomness; do that before the prompt.
+    offline: what the offline column holds.
+    share_bytes: bytes a party keeps for one secret-shared number.
+    """
+
+    name: str
+    kind: str
+    roles: tuple[Role, ...]
+    trust: TrustModel
+    weights: Holding
+    warm_up: bool
+    offline: str
+    share_bytes: int
+
+
+ABY3 = Protocol(
+    name="aby3",
+    kind="ABY3",
+    roles=("model", "client", "helper"),
+    trust=TrustModel(
+        name="3PC honest majority, semi-honest",
+        parties=3,
+        assumption="no two of the three parties collude, and all follow the protocol",
+        statement=(
+            "The model owner, the client and a helper hold replicated shares; one party alone learns nothing. "
+            "Two colluding parties learn everything."
+        ),
+        secure=True,
+    ),
+    weights="shared",
+    warm_up=False,
+    offline="sharing the weights, once a session; correlated randomness comes from common seeds and costs no bytes",
+    share_bytes=16,
+)
+
+CHEETAH = Protocol(
+    name="cheetah",
+    kind="CHEETAH",
+    roles=("model", "client"),
+    trust=TrustModel(
+        name="2PC, semi-honest, no dealer",
+        parties=2,
+        assumption="both parties follow the protocol",
+        statement=(
+            "The model owner and the client compute with homomorphic encryption and oblivious transfer; "
+            "neither learns anything of the other's secret, and nobody else takes part."
+        ),
+        secure=True,
+    ),
+    weights="owned",
+    warm_up=True,
+    offline="setting up oblivious transfer, once a session; later correlated randomness is made, and counted, online",
+    share_bytes=8,
+)
+
+SEMI2K_INSECURE = Protocol(
+    name="semi2k-insecure",
+    kind="SEMI2K",
+    roles=("model", "client"),
+    trust=TrustModel(
+        name="2PC, semi-honest, INSECURE triples",
+        parties=2,
+        assumption="none that helps: party 0 makes every multiplication triple",
+        statement=(
+            "NOT SECURE: the model owner knows every mask and could read the prompt. A cost study of two parties with "
+            "a dealer; the bytes of making triples are not in it."
+        ),
+        secure=False,
+    ),
+    weights="cached",
+    warm_up=False,
+    offline="opening the masked weights, once a session; the making of triples is missing, so this column is too small",
+    share_bytes=8,
+)
+
+PROTOCOLS: dict[str, Protocol] = {each.name: each for each in (ABY3, CHEETAH, SEMI2K_INSECURE)}
+
+
+def protocol_named(name: str) -> Protocol:
+    """The protocol of that name. Raises AeroError naming the known ones."""
+    if name == "semi2k":
+        raise AeroError(
+            "Protocol semi2k needs a dealer of multiplication triples, which the engine's wheel does not bring; "
+            "use aby3 or cheetah, or semi2k-insecure for a cost study."
+        )
+    if name not in PROTOCOLS:
+        raise AeroError(f"Unknown protocol {name!r}: choose one of {', '.join(PROTOCOLS)}.")
+    return PROTOCOLS[name]
