@@ -53,8 +53,8 @@ class Layer(nn.Module):
         kind = "none" if self.dropped else layer.feedforward_norm
         self.feedforward_norm = make_norm(kind, config.width, config.norm_eps)
         self.feedforward = make_feedforward(config, layer)
-        alpha = nn.Parameter(torch.tensor(start_alpha(config))) if layer.scaled and not self.dropped else None
-        beta = nn.Parameter(torch.tensor(config.beta_init)) if layer.scaled else None
+        alpha = nn.Parameter(torch.tensor(float(start_alpha(config)))) if layer.scaled and not self.dropped else None
+        beta = nn.Parameter(torch.tensor(float(config.beta_init))) if layer.scaled else None
         self.register_parameter("alpha", alpha)
         self.register_parameter("beta", beta)
 

@@ -88,7 +88,7 @@ class Leaky(_TwoLinears):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
-        self.slope = nn.Parameter(torch.tensor(config.slope_init))
+        self.slope = nn.Parameter(torch.tensor(float(config.slope_init)))
 
     def activate(self, x: Tensor) -> Tensor:
         """f, elementwise."""

@@ -1,0 +1,137 @@
+"""Where weights start, and that every row of the papers' table trains from there."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from tests.model.shapes import gpt
+from torch import Tensor
+from torch.nn import functional
+
+from aero.config import ModelConfig, architecture, architecture_names
+from aero.model import Decoder, default_alpha, undecayed
+from aero.model.norm import static_norms
+
+
+def trained(config: ModelConfig, steps: int, rate: float = 1e-3) -> list[float]:
+    """Losses of ``steps`` steps of AdamW on text whose next byte the last one gives, as the papers' recipe sets it."""
+    torch.manual_seed(0)
+    decoder = Decoder(config)
+    alone = undecayed(decoder)
+    named = list(decoder.named_parameters())
+    groups: list[dict[str, Any]] = [
+        {"params": [parameter for name, parameter in named if name not in alone], "weight_decay": 0.1},
+        {"params": [parameter for name, parameter in named if name in alone], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=rate)
+    generator = torch.Generator().manual_seed(1)
+    losses = []
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = rate * min(1.0, (step + 1) / (0.05 * steps))
+        batch = text(config, generator)
+        loss = functional.cross_entropy(decoder(batch).logits[:, :-1].flatten(0, 1), batch[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def text(config: ModelConfig, generator: torch.Generator) -> Tensor:
+    """Each token is three times the one before plus 0 or 1: half of every token can be learned, a bit of it cannot."""
+    rows = [torch.randint(0, config.vocab_size, (16,), generator=generator)]
+    for _ in range(config.context - 1):
+        rows.append((3 * rows[-1] + torch.randint(0, 2, (16,), generator=generator)) % config.vocab_size)
+    return torch.stack(rows, 1)
+
+
+ROWS = {
+    **{name: architecture(name, gpt(width=48, head_size=12)) for name in architecture_names()},
+    "SM+ScFuFFN_i1": architecture("SM+ScFuFFN_i1", gpt()),
+    "SM with weight norm": architecture("SM", gpt(), weight_norm=("ffn",)),
+    "SM with spectral norm": architecture("SM", gpt(), spectral_norm=("ffn",)),
+    "SM without any norm": architecture("SM", gpt(), final_norm=False),
+    "cold": replace(architecture("SM(t)+ScFuFFN", gpt()), temperature_init=0.01),
+    "every linear normalised": architecture("SM", gpt(), weight_norm=("q", "k", "v", "o", "ffn")),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_every_row_learns(name: str) -> None:
+    losses = trained(ROWS[name], 80)
+    assert all(map(math.isfinite, losses))
+    assert losses[0] == pytest.approx(math.log(31), abs=0.6)
+    assert sum(losses[-5:]) / 5 < losses[0] - 0.3
+    assert max(losses) < losses[0] + 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", ["SM", "SM+G", "SM+R", "SM+ScFFN", "SM+ScFuFFN", "SM(t)+ScFuFFN"])
+def test_deep_models_without_norms_learn(row: str) -> None:
+    shape = gpt(depth=12, vocab_size=251, context=64, width=128, head_size=32, ffn_width=512)
+    losses = trained(architecture(row, shape), 80)
+    assert all(map(math.isfinite, losses))
+    assert sum(losses[-10:]) / 10 < losses[0] - 1.0
+
+
+def test_standard_deviations() -> None:
+    shape = gpt(depth=8, width=96, head_size=24, vocab_size=500, ffn_width=384)
+    for config in (shape, architecture("SM+ScFFN", shape)):
+        torch.manual_seed(0)
+        decoder = Decoder(config)
+        block = decoder.blocks()[3]
+        scaled = config.layers[0].scaled
+        expected = {
+            decoder.embedding: 0.02,
+            block.attention.q: 0.02,
+            block.attention.v: 0.02,
+            block.attention.o: 0.02 / 4,
+            block.feedforward.input: 0.02,
+            block.feedforward.output: 0.02 if scaled else 0.02 / 4,
+        }
+        for module, std in expected.items():
+            assert module is not None
+            assert module.weight.std().item() == pytest.approx(std, rel=0.05)
+        assert all(not bool(value.any()) for name, value in decoder.state_dict().items() if name.endswith("bias"))
+
+
+def test_output_scaling_starts_where_the_configuration_says() -> None:
+    config = architecture("SM+ScFuFFN", gpt(depth=8))
+    assert default_alpha(config) == 4.0
+    for given, expected in ((None, 4.0), (1, 1.0), (7.5, 7.5)):
+        block = Decoder(replace(config, alpha_init=given, beta_init=0.5)).blocks()[0]
+        assert block.alpha is not None
+        assert block.beta is not None
+        assert (block.alpha.item(), block.beta.item()) == (expected, 0.5)
+    plain = Decoder(gpt()).blocks()[0]
+    assert plain.alpha is None
+    assert plain.beta is None
+
+
+def test_weight_normalisation_starts_at_the_plain_weights() -> None:
+    torch.manual_seed(0)
+    plain = Decoder(architecture("SM", gpt()))
+    torch.manual_seed(0)
+    normalised = Decoder(architecture("SM", gpt(), weight_norm=("ffn", "q")))
+    for one, other in zip(plain.blocks(), normalised.blocks(), strict=True):
+        for a, b in zip(one.feedforward.linears(), other.feedforward.linears(), strict=True):
+            torch.testing.assert_close(a.weight, b.weight)
+        torch.testing.assert_close(one.attention.q.weight, other.attention.q.weight)
+
+
+def test_spectral_normalisation_has_norm_one() -> None:
+    decoder = Decoder(architecture("SM", gpt(), spectral_norm=("ffn",))).eval()
+    for linear in decoder.blocks()[0].feedforward.linears():
+        assert torch.linalg.matrix_norm(linear.weight, 2).item() == pytest.approx(1.0, rel=0.05)
+
+
+def test_static_norms_start_ordinary() -> None:
+    norms = [norm for _, norm in static_norms(Decoder(architecture("static+fused", gpt())))]
+    assert len(norms) == 5
+    assert all(norm.phase == "ordinary" and norm.constant.item() == 1.0 for norm in norms)
