@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
+from aero.config import ModelConfig
 from aero.errors import AeroError
 from aero.model.huggingface import AeroConfig, AeroForCausalLM
 from aero.model.importers import FAMILIES, import_pretrained
@@ -53,6 +54,23 @@ def load_pretrained(path: str | Path) -> AeroForCausalLM:
     assert isinstance(model, AeroForCausalLM)
     model.eval()  # type: ignore[no-untyped-call]
     return model
+
+
+def load_config(path: str | Path) -> ModelConfig:
+    """The configuration of the model saved in the folder ``path``, without its weights.
+
+    Raises AeroError for a folder that is missing, incomplete or of an unknown family.
+    """
+    folder = Path(path)
+    family = _family(folder)
+    _check_weights(folder)
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        return config.model_config if isinstance(config, AeroConfig) else FAMILIES[family].config(config)
+    except AeroError as error:
+        raise AeroError(f"{folder}: {error}") from None
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise AeroError(f"{folder}/config.json does not describe a model; copy the checkpoint again.") from None
 
 
 def _family(folder: Path) -> str:

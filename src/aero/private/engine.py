@@ -1,7 +1,7 @@
 """One party's secure engine: SecretFlow SPU behind four verbs. The only file that imports ``spu``.
 
 ``enter`` puts a party's own secret into the joint computation, ``run`` executes steps on secrets, ``open_to`` lets one
-party learn a value, and ``take_costs`` tells what the steps sent. Every party calls the same verbs in the same order.
+party learn a value, and ``take_costs`` tells what all that sent. Every party calls the same verbs in the same order.
 
 The engine prints its communication statistics to a log and offers no call for them. The log goes to a private file that
 holds counts and names of steps, never values, and goes away with the engine.
@@ -12,7 +12,8 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -64,7 +65,7 @@ class Engine:
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._compiled: dict[_Key, tuple[bytes, tuple[tuple[int, ...], ...]]] = {}
         self._costs: list[PartyCost] = []
-        self._own_bytes = self._own_messages = 0
+        self._sent = self._messages = 0
 
     def enter(self, name: str, shape: tuple[int, ...], owner: int, value: NDArray[Any] | None) -> None:
         """Make ``name`` a secret of the party ``owner``, who alone gives its value. Nothing is sent.
@@ -131,41 +132,33 @@ class Engine:
 
     def open_to(self, name: str, reader: int) -> NDArray[np.float32] | None:
         """Send this party's share of ``name`` to the party ``reader``, who alone gets the value back."""
-        started = perf_counter()
-        share = self._runtime.get_var(name)
-        before = self._own_bytes, self._own_messages
-        value = None
-        if self.rank == reader:
-            shares = [share if rank == reader else self._receive_share(rank) for rank in range(self.world)]
-            value = np.asarray(self._io.reconstruct(shares), np.float32)
-        else:
-            self.send(reader, share.meta)
-            self.send(reader, len(share.share_chunks).to_bytes(4, "little"))
+        with self._counting("reveal"):
+            share = self._runtime.get_var(name)
+            if self.rank == reader:
+                shares = [share if rank == reader else self._receive_share(rank) for rank in range(self.world)]
+                return np.asarray(self._io.reconstruct(shares), np.float32)
+            self._send(reader, share.meta)
+            self._send(reader, len(share.share_chunks).to_bytes(4, "little"))
             for chunk in share.share_chunks:
-                self.send(reader, chunk)
-        sent, messages = self._own_bytes - before[0], self._own_messages - before[1]
-        self._costs.append(PartyCost("reveal", None, sent, messages, perf_counter() - started))
-        return value
+                self._send(reader, chunk)
+            return None
 
-    def send(self, receiver: int, data: bytes) -> None:
-        """Send public or shared bytes to one party; counted as this party's own traffic."""
-        self._link.send(receiver, data)
-        self._own_bytes += len(data)
-        self._own_messages += 1
+    def tell(self, operator: str, sender: int, receiver: int, data: bytes | None) -> bytes | None:
+        """Send ``data``, which only the sender gives, in the clear; only the receiver gets it back."""
+        with self._counting(operator):
+            if self.rank == sender:
+                assert data is not None
+                self._send(receiver, data)
+            return self._receive(sender) if self.rank == receiver else None
 
-    def receive(self, sender: int) -> bytes:
-        """The next bytes that ``sender`` sent here."""
-        return bytes(self._link.recv(sender))
-
-    def broadcast(self, sender: int, data: bytes | None) -> bytes:
-        """``data`` of the party ``sender``, at every party."""
-        if self.rank != sender:
-            return self.receive(sender)
-        assert data is not None
+    def tell_all(self, operator: str, sender: int, data: bytes | None) -> bytes:
+        """Send ``data``, which only the sender gives, in the clear to every party; all get it back."""
+        result = data if self.rank == sender else None
         for receiver in range(self.world):
             if receiver != sender:
-                self.send(receiver, data)
-        return data
+                result = self.tell(operator, sender, receiver, data) or result
+        assert result is not None
+        return result
 
     def barrier(self) -> None:
         """Wait until every party is here, so that one party's compiling is not another's waiting for a message."""
@@ -229,10 +222,26 @@ class Engine:
 
     def _receive_share(self, sender: int) -> libspu.Share:
         share = libspu.Share()
-        share.meta = self.receive(sender)
-        count = int.from_bytes(self.receive(sender), "little")
-        share.share_chunks = [self.receive(sender) for _ in range(count)]
+        share.meta = self._receive(sender)
+        count = int.from_bytes(self._receive(sender), "little")
+        share.share_chunks = [self._receive(sender) for _ in range(count)]
         return share
+
+    def _send(self, receiver: int, data: bytes) -> None:
+        self._link.send(receiver, data)
+        self._sent += len(data)
+        self._messages += 1
+
+    def _receive(self, sender: int) -> bytes:
+        return bytes(self._link.recv(sender))
+
+    @contextmanager
+    def _counting(self, operator: str) -> Iterator[None]:
+        """Enter what the block sends, outside the engine's own steps, into the account as ``operator``."""
+        started = perf_counter()
+        self._sent = self._messages = 0
+        yield
+        self._costs.append(PartyCost(operator, None, self._sent, self._messages, perf_counter() - started))
 
 
 def _share(weight: jax.Array, zero: jax.Array) -> jax.Array:

@@ -1,0 +1,1 @@
+"""The answer nobody sees: the private program, its engine, its parties and its account."""

@@ -1,0 +1,61 @@
+"""How much memory a run needs, estimated before any of it is taken."""
+
+from __future__ import annotations
+
+from aero.config import ModelConfig
+from aero.errors import AeroError
+from aero.private.messages import EmbeddingMode
+from aero.private.protocols import Protocol
+
+PROCESS = 450 * 2**20
+"""Bytes of a party's process with the engine loaded and nothing in it, measured; the model's owner also loads torch."""
+
+TORCH = 350 * 2**20
+
+_CIPHER = 1.15e-4
+"""Bytes that a homomorphic product holds for each of its multiplications, measured on one-hot products."""
+
+
+def estimate(config: ModelConfig, protocol: Protocol, rows: int, embedding: EmbeddingMode) -> int:
+    """Bytes that all parties on one machine need at their peak, for a prefill of ``rows`` tokens."""
+    parameters = count_parameters(config, tables=embedding == "private")
+    shares = parameters * (4 if protocol.weights == "owned" else protocol.share_bytes)
+    # Scores, exponent and their temporaries; hidden activations; one-hot rows.
+    numbers = 8 * config.heads * rows * rows + 8 * rows * (config.ffn_width + 4 * config.width)
+    numbers += 2 * rows * config.vocab_size if embedding == "private" else 0
+    each = PROCESS + shares + numbers * protocol.share_bytes
+    # The owner folds in double precision and then gives the matrices away one by one.
+    owner = TORCH + 12 * count_parameters(config, tables=True)
+    total = each * len(protocol.roles) + owner
+    if protocol.weights == "owned" and embedding == "private":
+        total += int(_CIPHER * rows * config.vocab_size * config.width)
+    return total
+
+
+def check(config: ModelConfig, protocol: Protocol, rows: int, embedding: EmbeddingMode) -> None:
+    """Raise AeroError if this machine has too little free memory for all parties."""
+    import psutil
+
+    need = estimate(config, protocol, rows, embedding)
+    free = int(psutil.virtual_memory().available)
+    if need > free:
+        raise AeroError(
+            f"This run needs about {need / 2**30:.1f} GiB for its {len(protocol.roles)} parties and "
+            f"{free / 2**30:.1f} GiB are free; choose a smaller model, fewer tokens or another protocol."
+        )
+
+
+def count_parameters(config: ModelConfig, *, tables: bool) -> int:
+    """Secret numbers of the folded model, with or without its embedding tables (upper bound: nothing folded away)."""
+    keys = config.kv_heads * config.head_size
+    queries = config.heads * config.head_size
+    total = config.vocab_size * config.width
+    if tables:
+        total += (config.vocab_size + config.context) * config.width
+    for layer in config.layers:
+        total += config.width * (2 * queries + 2 * keys)
+        if layer.feedforward in ("linear", "fused"):
+            total += config.width**2
+        elif layer.feedforward != "dropped":
+            total += (3 if layer.feedforward in ("bilinear", "silu_gated") else 2) * config.width * config.ffn_width
+    return total
