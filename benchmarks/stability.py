@@ -1,0 +1,326 @@
+"""Which rows of the architecture table train, from which start: loss, first NaN, head entropies, activations.
+
+    python benchmarks/stability.py --rows SM+LN+G,SM+ScFuFFN,SM+ScFuFFN@alpha=1 --steps 500 --json out.json
+
+A row is a name of ``aero.config.architecture`` with changes behind an @, several joined by +: ``alpha=1``, ``beta=1``,
+``std=0.02`` (all weights), ``temperature=0.01``, ``final_norm=remove``, ``weight_norm=ffn``, ``spectral_norm=ffn``,
+``entropy=mean`` or ``entropy=per_query_sum`` (the regulariser, lambda 1e-5, gamma 0.2).
+
+Data: Python source of the running environment (``stability_corpus.py``). Recipe: arXiv 2501.03489, section 5: AdamW at
+1e-3 with eps 1e-8, weight decay 0.1 on matrices, 5 % warm-up, linear decay, gradient norm clipped at 1; bf16 on CUDA.
+Static norms are blended to constants between 35 and 65 % of the steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import math
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from aero.config import SHAPES, Linear, ModelConfig, architecture, architecture_names, shape_named
+from aero.entropy import EntropyRegularizer, EntropyRegularizerConfig, bucket_shares, head_entropy, verdict
+from aero.entropy.regularizer import Reduction
+from aero.files import write_json
+from aero.model.decoder import Decoder
+from aero.model.init import start_alpha, undecayed
+from aero.model.norm import set_static_blend
+from stability_corpus import Corpus, batches, load_corpus
+
+ROWS = [
+    *architecture_names()[:10],
+    "SM+ScFuFFN_i6",
+    "SM@weight_norm=ffn",
+    "SM@spectral_norm=ffn",
+    "SM(t)+ScFuFFN@entropy=mean",
+    "SM(t)+ScFuFFN@entropy=per_query_sum",
+    *architecture_names()[10:],
+]
+PUBLISHED_BATCH = 128
+"""Sequences over which the released regulariser sums; the published recipe accumulates four such batches."""
+EVERY = 10
+"""Steps between two points of the recorded curve."""
+PROBE = 32
+"""Sequences whose entropies and activations are looked at."""
+BLEND = (0.35, 0.65)
+WARM_UP = 0.05
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model to train: the text it was named by, its configuration, the regulariser's reduction or None."""
+
+    name: str
+    config: ModelConfig
+    entropy: Reduction | None
+
+
+def parse_row(name: str, shape: ModelConfig) -> Row:
+    """The model that ``name`` describes in ``shape``. Raises ValueError for an unknown row or change."""
+    base, _, changes = name.partition("@")
+    options: dict[str, Any] = {}
+    settings: dict[str, float] = {}
+    entropy: Reduction | None = None
+    fields = {"alpha": "alpha_init", "beta": "beta_init", "std": "init_std", "temperature": "temperature_init"}
+    for change in filter(None, changes.split("+")):
+        key, _, value = change.partition("=")
+        if key in fields:
+            settings[fields[key]] = float(value)
+        elif key == "final_norm" and value == "remove":
+            options["final_norm"] = False
+        elif key in ("weight_norm", "spectral_norm"):
+            options[key] = (cast(Linear, value),)
+        elif key == "entropy" and value in ("mean", "per_query_sum"):
+            entropy = cast(Reduction, value)
+        else:
+            raise ValueError(f"unknown change {change!r} in row {name!r}")
+    config = architecture(base, replace(shape, **cast(dict[str, Any], settings)), **options)
+    return Row(name, config, entropy)
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+def learning_rate(step: int, steps: int) -> float:
+    """Share of the peak rate at ``step``: linear warm-up, then linear decay to 0."""
+    warm = max(1, round(WARM_UP * steps))
+    return (step + 1) / warm if step < warm else (steps - step) / (steps - warm)
+
+
+def static_blend(step: int, steps: int) -> float:
+    """Blend of the static norms at ``step``."""
+    first, last = BLEND
+    return min(1.0, max(0.0, (step / steps - first) / (last - first)))
+
+
+def train(row: Row, corpus: Corpus, arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
+    """Train one row; stops at the first loss that is not finite."""
+    device, steps = torch.device(arguments.device), arguments.steps
+    torch.manual_seed(seed)
+    torch._dynamo.reset()
+    model = Decoder(row.config).to(device)
+    regularizer = make_regularizer(row, arguments.batch, device)
+    loss_of: Callable[[Tensor, Tensor], Tensor] = cross_entropy
+    if arguments.compile:
+        # One layer is compiled and its code shared by all: seconds where the whole model would take a minute.
+        for layer in model.layers:
+            layer.compile()
+        loss_of = torch.compile(cross_entropy)
+    optimizer, parameters = make_optimizer(model, regularizer, arguments.lr, device)
+    source = batches(corpus.training, arguments.batch // arguments.accumulate, seed)
+    losses = torch.full((steps,), math.nan, device=device)
+    norms = torch.full((steps,), math.nan, device=device)
+    penalties = torch.zeros(steps, device=device)
+    looks = [{"step": 0, **look(model, corpus, device)}]
+    started, first_nan, blend = time.perf_counter(), None, -1.0
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = arguments.lr * learning_rate(step, steps)
+        if static_blend(step, steps) != blend:
+            blend = static_blend(step, steps)
+            set_static_blend(model, blend)
+        total = torch.zeros((), device=device)
+        for _ in range(arguments.accumulate):
+            windows = next(source).to(device, non_blocking=True).long()
+            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                out = model(windows[:, :-1], with_entropy=regularizer is not None)
+                loss = loss_of(out.logits, windows[:, 1:])
+            total += loss.detach() / arguments.accumulate
+            if regularizer is not None and out.entropies is not None:
+                penalty = regularizer(out.entropies)
+                penalties[step] += penalty.detach() / arguments.accumulate
+                loss = loss + penalty
+            (loss / arguments.accumulate).backward()
+        losses[step] = total
+        norms[step] = nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if (step + 1) % EVERY == 0 or step + 1 == steps:
+            broken = (~(losses[: step + 1].isfinite() & norms[: step + 1].isfinite())).nonzero()
+            if len(broken):
+                first_nan = int(broken[0])
+                break
+        if (step + 1) % max(EVERY, steps // 5) == 0:
+            looks.append({"step": step + 1, **look(model, corpus, device)})
+    finite = losses[: first_nan if first_nan is not None else steps].tolist()
+    survived = first_nan is None
+    return {
+        "row": row.name,
+        "seed": seed,
+        "alpha_init": start_alpha(row.config) if row.config.layers[0].scaled else None,
+        "first_nan_step": first_nan,
+        "final_loss": sum(finite[-EVERY:]) / EVERY if survived else None,
+        "held_out_loss": evaluate(model, corpus, arguments, device) if survived else None,
+        "penalty": float(penalties[-EVERY:].mean()) if survived and regularizer is not None else None,
+        "curve": [[step, finite[step]] for step in range(0, len(finite), EVERY)],
+        "largest_gradient_norm": float(norms[:first_nan].max()) if first_nan != 0 else None,
+        "gradient_norms": [[step, float(norms[step])] for step in range(0, len(finite), EVERY)],
+        "looks": looks,
+        "alpha": [b.alpha.item() for b in model.blocks() if b.alpha is not None] if survived else None,
+        "beta": [b.beta.item() for b in model.blocks() if b.beta is not None] if survived else None,
+        "seconds": round(time.perf_counter() - started, 1),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "config": asdict(row.config.layers[0]) | {"final_norm": row.config.final_norm},
+    }
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy in nats, in float32; logits [B, T, V], targets [B, T]."""
+    return functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+
+
+def make_regularizer(row: Row, batch: int, device: torch.device) -> EntropyRegularizer | None:
+    """The regulariser a row asks for, with the strength that the published batch gives a sum."""
+    if row.entropy is None:
+        return None
+    strength = 1e-5 * (PUBLISHED_BATCH / batch if row.entropy == "per_query_sum" else 1.0)
+    settings = EntropyRegularizerConfig(
+        layers=row.config.depth,
+        heads=row.config.heads,
+        strength=strength,
+        reduction=row.entropy,
+        sharing="layers" if row.entropy == "per_query_sum" else "none",
+    )
+    return EntropyRegularizer(settings).to(device)
+
+
+def make_optimizer(
+    model: Decoder, regularizer: EntropyRegularizer | None, lr: float, device: torch.device
+) -> tuple[torch.optim.AdamW, list[nn.Parameter]]:
+    """AdamW, and the parameters it moves."""
+    free = undecayed(model)
+    decayed = [parameter for name, parameter in model.named_parameters() if name not in free]
+    kept = [parameter for name, parameter in model.named_parameters() if name in free]
+    if regularizer is not None:
+        kept += regularizer.parameters()
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": kept, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=lr, eps=1e-8, fused=device.type == "cuda"), decayed + kept
+
+
+@torch.no_grad()
+def evaluate(model: Decoder, corpus: Corpus, arguments: argparse.Namespace, device: torch.device) -> float:
+    """Held-out loss over up to sixteen batches."""
+    model.eval()
+    size = min(arguments.batch // arguments.accumulate, len(corpus.held_out))
+    losses = []
+    for first in range(0, min(16, len(corpus.held_out) // size) * size, size):
+        windows = corpus.held_out[first : first + size].to(device).long()
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            losses.append(float(cross_entropy(model(windows[:, :-1]).logits, windows[:, 1:])))
+    model.train()
+    return sum(losses) / len(losses)
+
+
+@torch.no_grad()
+def look(model: Decoder, corpus: Corpus, device: torch.device) -> dict[str, Any]:
+    """Head entropies and the largest activations on held-out text, in float32, from a copy that is not compiled."""
+    twin = Decoder(model.config).to(device)
+    twin.load_state_dict(model.state_dict())
+    twin.eval()
+    largest: list[float] = []
+    for layer in twin.layers:
+        layer.register_forward_hook(lambda _module, _inputs, output: largest.append(float(output[0].abs().max())))
+    windows = corpus.held_out[:PROBE].to(device).long()
+    out = twin(windows[:, :-1], with_entropy=True)
+    assert out.entropies is not None
+    heads = head_entropy(out.entropies)
+    finite = bool(heads.isfinite().all())
+    return {
+        "largest_activation": [_number(value) for value in largest],
+        "largest_logit": _number(float(out.logits.abs().max())),
+        "head_entropy": [[_number(value) for value in layer] for layer in heads.tolist()],
+        "bucket_shares": bucket_shares(heads) if finite else None,
+        "verdict": verdict(heads, windows.shape[1] - 1),
+    }
+
+
+def _number(value: float) -> float | None:
+    return round(value, 4) if math.isfinite(value) else None
+
+
+# --- the program ------------------------------------------------------------------------------------------------------
+
+
+def machine(device: str, commit: str | None) -> dict[str, Any]:
+    """What the run ran on."""
+    if commit is None:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    return {
+        "commit": commit,
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "machine": torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine(),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+    }
+
+
+def line(result: dict[str, Any]) -> str:
+    """One row of the printed table."""
+    last = result["looks"][-1]
+    peaks = [value for value in last["largest_activation"] if value is not None]
+    loss = (
+        f"{result['final_loss']:8.4f} {result['held_out_loss']:8.4f}" if result["final_loss"] else f"{'-':>8} {'-':>8}"
+    )
+    nan = "-" if result["first_nan_step"] is None else result["first_nan_step"]
+    largest = f"{max(peaks):10.1f}" if peaks else f"{'-':>10}"
+    return (
+        f"{result['row']:<48} {result['seed']:>4} {nan:>5} {loss} {largest}"
+        f" {result['largest_gradient_norm'] or math.nan:9.2f} {last['verdict']:<10} {result['seconds']:7.1f}"
+    )
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", default=",".join(ROWS), help="row names separated by commas; default: all")
+    parser.add_argument("--shape", default="gpt2-small", choices=sorted(SHAPES))
+    parser.add_argument("--vocab", type=int, default=32768, help="size of the tokenizer's vocabulary")
+    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--batch", type=int, default=512, help="sequences a step")
+    parser.add_argument("--accumulate", type=int, default=1, help="parts a step's batch is computed in")
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--seeds", default="0", help="seeds separated by commas")
+    parser.add_argument("--compile", action="store_true", help="compile the layers")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--megabytes", type=float, default=120.0, help="size of the corpus")
+    parser.add_argument("--corpus", type=Path, help="file that keeps the tokens for the next run")
+    parser.add_argument("--commit", help="commit of this code, where git is not there to say it")
+    parser.add_argument("--json", type=Path, help="file for the results; written after every row")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str]) -> None:
+    """Train every row with every seed; print a line each and write them all."""
+    arguments = parse(argv)
+    torch.set_float32_matmul_precision("high")
+    torch._dynamo.config.recompile_limit = 64
+    shape = replace(shape_named(arguments.shape), vocab_size=arguments.vocab)
+    rows = [parse_row(name, shape) for name in arguments.rows.split(",")]
+    context = shape.context
+    corpus = load_corpus(arguments.corpus, megabytes=arguments.megabytes, vocab_size=arguments.vocab, context=context)
+    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
+    report = {"program": "benchmarks/stability.py", "settings": settings, **machine(arguments.device, arguments.commit)}
+    report["corpus_tokens"] = corpus.training.numel()
+    results: list[dict[str, Any]] = []
+    print(f"{'row':<48} seed   NaN     loss held-out    largest  gradient verdict    seconds", flush=True)
+    for row in rows:
+        for seed in map(int, arguments.seeds.split(",")):
+            results.append(train(row, corpus, arguments, seed))
+            print(line(results[-1]), flush=True)
+            if arguments.json is not None:
+                write_json(arguments.json, {**report, "rows": results})
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
