@@ -268,8 +268,8 @@ def architecture(
 
     name: a row of the papers' architecture table ("SM+LN+G" ... "SM(t)+ScFuFFN", with "_i<k>" for the k deepest
         feed-forward branches dropped) or one of ours ("static+bilinear", ...).
-    shape: a ModelConfig or the name of one of ``SHAPES``. Its own kind of norm (LayerNorm or RMSNorm) is what "LN" means,
-        and a gated shape keeps its gate where the row keeps an activation "G".
+    shape: a ModelConfig or the name of one of ``SHAPES``. Its own kind of norm (LayerNorm or RMSNorm) is what "LN"
+        means, and a gated shape keeps its gate where the row keeps an activation "G".
     weight_norm, spectral_norm: linears that carry weight or spectral normalisation.
     final_norm: keep (True) or remove (False) the norm before the vocabulary projection. None keeps the shape's own norm
         in the published rows, as the authors' released code does, and makes it static in ours.
@@ -332,6 +332,6 @@ def shape_named(name: str) -> ModelConfig:
 
 
 def spec(text: str) -> ModelConfig:
-    """``SHAPE`` or ``SHAPE:ROW`` as one word, e.g. ``gpt2-small:SM+ScFuFFN``; ``SHAPE`` alone keeps every nonlinearity."""
+    """``SHAPE`` or ``SHAPE:ROW`` as one word, e.g. ``gpt2-small:SM+ScFuFFN``; ``SHAPE`` alone keeps everything."""
     shape, separator, row = text.partition(":")
     return architecture(row, shape) if separator else shape_named(shape)

@@ -107,26 +107,32 @@ def combine(parties: Sequence[Sequence[PartyCost]]) -> Account:
     )
 
 
+def total(accounts: Sequence[Account]) -> Account:
+    """The sum of several phases."""
+    merged = _merge(cost for account in accounts for cost in account.operators)
+    return Account(
+        total_bytes=sum(account.total_bytes for account in accounts),
+        rounds=sum(account.rounds for account in accounts),
+        seconds=sum(account.seconds for account in accounts),
+        bytes_by_party=tuple(sum(sent) for sent in zip(*(account.bytes_by_party for account in accounts), strict=True)),
+        operators=tuple(merged),
+    )
+
+
 def mean(accounts: Sequence[Account]) -> Account:
     """The average of phases that ran the same steps (tokens of one answer), rounded to whole bytes and rounds."""
-    count = len(accounts)
+    count, whole = len(accounts), total(accounts)
     operators = tuple(
         OperatorCost(
-            steps[0].operator,
-            steps[0].layer,
-            round(sum(step.bytes for step in steps) / count),
-            round(sum(step.rounds for step in steps) / count),
-            sum(step.seconds for step in steps) / count,
+            cost.operator, cost.layer, round(cost.bytes / count), round(cost.rounds / count), cost.seconds / count
         )
-        for steps in zip(*(account.operators for account in accounts), strict=True)
+        for cost in whole.operators
     )
     return Account(
-        total_bytes=round(sum(account.total_bytes for account in accounts) / count),
-        rounds=round(sum(account.rounds for account in accounts) / count),
-        seconds=sum(account.seconds for account in accounts) / count,
-        bytes_by_party=tuple(
-            round(sum(sent) / count) for sent in zip(*(account.bytes_by_party for account in accounts), strict=True)
-        ),
+        total_bytes=round(whole.total_bytes / count),
+        rounds=round(whole.rounds / count),
+        seconds=whole.seconds / count,
+        bytes_by_party=tuple(round(sent / count) for sent in whole.bytes_by_party),
         operators=operators,
     )
 

@@ -35,7 +35,7 @@ class PrivateResult:
     prefill, tokens: the account of the prompt's pass and of each later pass.
     answer: the chosen tokens. logits: what they were chosen from, [passes, V], if kept.
     system_bytes: what the operating system counted on each party's connections, or None where it does not say.
-    counted_bytes: what the account has for the same connections, offline phase and all.
+    counted_bytes, counted_messages: what the account has for the same connections, offline phase and all.
     """
 
     protocol: Protocol
@@ -47,6 +47,7 @@ class PrivateResult:
     parameters: int
     system_bytes: list[int] | None
     counted_bytes: list[int]
+    counted_messages: list[int]
 
 
 def local_parties(protocol: Protocol, port: int | None) -> tuple[Address, ...]:
@@ -80,9 +81,22 @@ def run_local(
         run.stop()
 
 
+def run_party(job: PartyJob, *, on_event: Callable[[Event], None] | None = None) -> list[int]:
+    """Run one party alone on this machine; returns the answer at the client, an empty list elsewhere.
+
+    Raises AeroError if it fails, names who did not show up or who is gone.
+    """
+    run = _Run([job], protocol_named(job.protocol), on_event)
+    try:
+        run.wait()
+        return run.answer
+    finally:
+        run.stop()
+
+
 class _Run:
     def __init__(self, jobs: Sequence[PartyJob], protocol: Protocol, on_event: Callable[[Event], None] | None) -> None:
-        self.protocol, self.on_event = protocol, on_event
+        self.jobs, self.protocol, self.on_event = jobs, protocol, on_event
         self.events: queue.Queue[tuple[int, Event | None]] = queue.Queue()
         self.processes: list[subprocess.Popen[str]] = []
         self.costs: list[dict[str, list[PartyCost]]] = [{} for _ in jobs]
@@ -108,6 +122,11 @@ class _Run:
 
     def result(self) -> PrivateResult:
         """Wait for the end and put the account together."""
+        self.wait()
+        return self._account()
+
+    def wait(self) -> None:
+        """Wait until every process has ended in order. Raises AeroError with the first cause otherwise."""
         running = set(range(len(self.processes)))
         finished: set[int] = set()
         while running:
@@ -123,7 +142,6 @@ class _Run:
                 raise AeroError(self._cause(rank, event))
             else:
                 self._take(rank, event)
-        return self._account()
 
     def stop(self) -> None:
         """End whatever still runs."""
@@ -159,7 +177,7 @@ class _Run:
             self.parameters = int(event["parameters"])
         elif kind == "traffic" and event["system"] is not None:
             self.traffic[rank] = int(event["system"]["bytes_sent"])
-        if rank == CLIENT and self.on_event is not None:
+        if self.jobs[rank].rank == CLIENT and self.on_event is not None:
             self.on_event(event)
 
     def _cause(self, rank: int, event: Event) -> str:
@@ -171,22 +189,23 @@ class _Run:
             except queue.Empty:
                 break
             if later is None and other == lost:
-                return f"{self._died(lost)} {self.protocol.roles[rank].capitalize()} noticed: {event['message']}"
+                return f"{self._died(lost)} Party {self.protocol.roles[rank]} noticed it and ended the run."
             if later is not None and later["kind"] == "error" and "lost" not in later:
                 return str(later["message"])
         return str(event["message"])
 
     def _died(self, rank: int) -> str:
         code = self.processes[rank].wait()
+        role = self.protocol.roles[self.jobs[rank].rank]
         how = f"was killed (signal {-code})" if code < 0 else f"ended with exit code {code}"
         hint = "; the machine may be short of memory" if code == -9 else ""
-        return f"Party {self.protocol.roles[rank]} {how}{hint}."
+        return f"Party {role} {how}{hint}."
 
     def _account(self) -> PrivateResult:
         phases = list(self.costs[0])
         accounts = {phase: combine([costs[phase] for costs in self.costs]) for phase in phases}
         weights = accounts.pop("weights")
-        counted = [sum(cost.bytes for costs in party.values() for cost in costs) for party in self.costs]
+        every = [[cost for costs in party.values() for cost in costs] for party in self.costs]
         known = [sent for sent in self.traffic if sent is not None]
         return PrivateResult(
             protocol=self.protocol,
@@ -197,5 +216,6 @@ class _Run:
             logits=np.asarray(self.logits, np.float32) if self.logits else None,
             parameters=self.parameters,
             system_bytes=known if len(known) == len(self.traffic) else None,
-            counted_bytes=counted,
+            counted_bytes=[sum(cost.bytes for cost in party) for party in every],
+            counted_messages=[sum(cost.rounds for cost in party) for party in every],
         )

@@ -1,0 +1,303 @@
+"""``aero private``: a secret prompt, secret weights, and an answer only the client reads."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from aero.cli.console import progress_bar
+from aero.errors import AeroError
+
+if TYPE_CHECKING:
+    from aero.private.launch import PrivateResult
+    from aero.private.messages import Choice
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Private inference: every party is its own process, linked over TCP; only the client learns the answer.",
+)
+
+Model = Annotated[str, typer.Argument(help="Folder of a saved model, or SHAPE[:ROW] for random weights (bench).")]
+ProtocolName = Annotated[
+    str,
+    typer.Option(
+        "--protocol",
+        help="aby3 (three parties, honest majority), cheetah (two parties, no dealer), "
+        "or semi2k-insecure (a cost study that protects nothing).",
+    ),
+]
+Embedding = Annotated[
+    str,
+    typer.Option(
+        "--embedding", help="private: one-hot times the secret table. client: the client is given the table; cheaper."
+    ),
+]
+Port = Annotated[int | None, typer.Option("--port", help="First of two ports a party; free ones if not given.")]
+Wait = Annotated[float, typer.Option("--wait", min=1.0, help="Seconds to wait for every party to show up.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the account to this file.")]
+
+
+@app.command()
+def generate(
+    model: Model,
+    prompt: Annotated[str | None, typer.Option(help="The secret prompt. Other users can see a command line.")] = None,
+    prompt_file: Annotated[Path | None, typer.Option(help="Read the prompt from this file instead.")] = None,
+    new_tokens: Annotated[int, typer.Option(min=1, help="How many tokens to generate; public.")] = 16,
+    protocol: ProtocolName = "aby3",
+    embedding: Embedding = "private",
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token.")] = 0.0,
+    top_k: Annotated[int, typer.Option(min=0, help="Sample among this many; 0 among all.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the client's sampling.")] = 0,
+    port: Port = None,
+    wait: Wait = 120.0,
+    json_file: JsonFile = None,
+) -> None:
+    """Complete a secret prompt with secret weights. The client alone sees logits and tokens."""
+    from aero.eliminate.source import is_spec
+    from aero.private.messages import Choice
+
+    if is_spec(model):
+        raise AeroError(f"{model} names random weights, which have no tokenizer; give a folder, or use private bench.")
+    text = _prompt_text(prompt, prompt_file)
+    _settings(model, protocol, embedding)
+    tokenizer = load_tokenizer(model)
+    tokens = tokenizer.encode(text)
+    if not tokens:
+        raise AeroError("The prompt is empty; give at least one character.")
+    result = run(model, tokens, new_tokens, protocol, embedding, Choice(temperature, top_k, seed), port=port, wait=wait)
+    print(text + tokenizer.decode(result.answer))
+    _finish(result, model, len(tokens), new_tokens, embedding, seed, None, json_file)
+
+
+@app.command()
+def bench(
+    model: Model,
+    tokens: Annotated[int, typer.Option(min=1, help="Length of the (random) prompt.")] = 128,
+    new_tokens: Annotated[int, typer.Option(min=0, help="Tokens to generate after it.")] = 0,
+    protocol: ProtocolName = "aby3",
+    embedding: Embedding = "private",
+    seed: Annotated[int, typer.Option(help="Seed of the prompt, and of the weights of a named shape.")] = 0,
+    check: Annotated[bool, typer.Option(help="Compare every private logit with the plaintext's.")] = True,
+    port: Port = None,
+    wait: Wait = 120.0,
+    json_file: JsonFile = None,
+) -> None:
+    """Measure bytes, rounds and seconds of one private pass, for every operator of every layer."""
+    import numpy as np
+
+    from aero.private.messages import Choice
+
+    config = _settings(model, protocol, embedding)
+    prompt = np.random.default_rng(seed).integers(0, config.vocab_size, tokens).tolist()
+    result = run(
+        model, prompt, new_tokens, protocol, embedding, Choice(), port=port, wait=wait, seed=seed, keep_logits=check
+    )
+    error = largest_error(model, prompt, result, seed) if check else None
+    _finish(result, model, tokens, new_tokens, embedding, seed, error, json_file)
+
+
+@app.command()
+def party(
+    rank: Annotated[int, typer.Option(min=0, help="0 owns the weights, 1 the prompt, 2 helps (aby3).")],
+    parties: Annotated[str, typer.Option(help="All addresses in rank order: host:port,host:port,... (port + 1 too).")],
+    protocol: ProtocolName = "aby3",
+    model: Annotated[str | None, typer.Option(help="Rank 0: the folder or shape whose weights it owns.")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="Rank 1: folder with the public tokenizer.")] = None,
+    prompt_file: Annotated[Path | None, typer.Option(help="Rank 1: file with the secret prompt.")] = None,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Rank 1: how many tokens to generate.")] = 16,
+    embedding: Embedding = "private",
+    wait: Wait = 120.0,
+) -> None:
+    """Run one party alone, to be joined by the others from other terminals or hosts.
+
+    The links are not encrypted: use a network that you trust, or a tunnel.
+    """
+    from aero.private.launch import run_party
+    from aero.private.messages import PartyJob, role_of
+    from aero.private.protocols import protocol_named
+
+    chosen = protocol_named(protocol)
+    role = role_of(chosen.roles, rank)
+    addresses = tuple(_address(text) for text in parties.split(","))
+    if len(addresses) != len(chosen.roles):
+        raise AeroError(f"{protocol} has {len(chosen.roles)} parties and --parties names {len(addresses)}.")
+    tokens: tuple[int, ...] | None = None
+    coder = None
+    if role == "client":
+        if tokenizer is None:
+            raise AeroError("The client needs the public tokenizer: name its folder with --tokenizer.")
+        coder = load_tokenizer(tokenizer)
+        tokens = tuple(coder.encode(_prompt_text(None, prompt_file)))
+    job = PartyJob(
+        protocol=protocol,
+        parties=addresses,
+        rank=rank,
+        wait_seconds=wait,
+        embedding=_embedding(embedding),
+        model=model if role == "model" else None,
+        prompt=tokens,
+        new_tokens=new_tokens if role == "client" else 0,
+    )
+    _need_engine()
+    Console(stderr=True).print(f"{role}: {chosen.trust.name}; waiting up to {wait:g} s for the others")
+    answer = run_party(job)
+    if coder is not None:
+        print(coder.decode(answer))
+
+
+def run(
+    model: str,
+    prompt: list[int],
+    new_tokens: int,
+    protocol: str,
+    embedding: str,
+    choice: Choice,
+    *,
+    port: int | None = None,
+    wait: float = 120.0,
+    seed: int = 0,
+    keep_logits: bool = False,
+) -> PrivateResult:
+    """All parties on this machine, with progress; checks what can be checked before any of them starts."""
+    from aero.eliminate.source import describe
+    from aero.private.launch import local_parties, run_local
+    from aero.private.memory import check
+    from aero.private.messages import Event, PartyJob
+    from aero.private.protocols import protocol_named
+
+    _need_engine()
+    chosen = protocol_named(protocol)
+    config = describe(model)
+    mode = _embedding(embedding)
+    if len(prompt) + max(0, new_tokens - 1) > config.context:
+        raise AeroError(
+            f"The prompt has {len(prompt)} tokens and {new_tokens} more are asked for, but the model's context is "
+            f"{config.context}; shorten the prompt or ask for fewer."
+        )
+    check(config, chosen, len(prompt), mode)
+    if not chosen.trust.secure:
+        Console(stderr=True).print(f"[bold red]{chosen.trust.statement}[/bold red]")
+    job = PartyJob(
+        protocol=protocol,
+        parties=local_parties(chosen, port),
+        rank=0,
+        wait_seconds=wait,
+        embedding=mode,
+        weight_seed=seed,
+        new_tokens=new_tokens,
+        choice=choice,
+        keep_logits=keep_logits,
+    )
+    with progress_bar() as bar:
+        task = bar.add_task(f"{protocol}: starting {len(chosen.roles)} parties", total=None)
+
+        def show(event: Event) -> None:
+            if event["kind"] == "phase":
+                bar.update(task, description=f"{protocol}: {event['name']}", total=event["steps"], completed=0)
+            elif event["kind"] == "step":
+                bar.update(task, completed=event["done"])
+
+        return run_local(job, model=model, prompt=prompt, on_event=show)
+
+
+def largest_error(model: str, prompt: list[int], result: PrivateResult, seed: int) -> float:
+    """The largest absolute difference of any private logit from the folded model's in double precision."""
+    import numpy as np
+
+    from aero.eliminate.plain import logits
+    from aero.eliminate.source import folded
+
+    assert result.logits is not None
+    passes = len(result.logits)
+    text = np.array([*prompt, *result.answer[: passes - 1]], dtype=np.int64)
+    exact = logits(folded(model, seed=seed), text)[len(prompt) - 1 :]
+    return float(np.abs(exact - result.logits).max())
+
+
+def load_tokenizer(folder: str) -> Any:
+    """The tokenizer saved in ``folder``. Raises AeroError if there is none."""
+    if not Path(folder).is_dir():
+        raise AeroError(f"There is no model folder {folder}.")
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError):
+        raise AeroError(f"{folder} holds no tokenizer; save it beside the model.") from None
+
+
+def _settings(model: str, protocol: str, embedding: str) -> Any:
+    """Check names before anything is loaded for long; returns the model's configuration."""
+    from aero.eliminate.source import describe
+    from aero.private.protocols import protocol_named
+
+    protocol_named(protocol)
+    _embedding(embedding)
+    return describe(model)
+
+
+def _embedding(name: str) -> Any:
+    if name not in ("private", "client"):
+        raise AeroError(f"Unknown embedding {name!r}: choose private or client.")
+    return name
+
+
+def _prompt_text(prompt: str | None, file: Path | None) -> str:
+    if (prompt is None) == (file is None):
+        raise AeroError("Give the prompt with either --prompt or --prompt-file.")
+    if file is not None:
+        try:
+            prompt = file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            raise AeroError(f"The prompt file {file} cannot be read as UTF-8 text.") from None
+    if not prompt:
+        raise AeroError("The prompt is empty; give at least one character.")
+    return prompt
+
+
+def _address(text: str) -> Any:
+    from aero.private.messages import Address
+
+    host, separator, port = text.strip().rpartition(":")
+    if not separator or not port.isdigit() or not 0 < int(port) < 65535:
+        raise AeroError(f"{text!r} is not host:port with a port from 1 to 65534.")
+    return Address(host, int(port), int(port) + 1)
+
+
+def _need_engine() -> None:
+    if importlib.util.find_spec("spu") is None:
+        raise AeroError(
+            "The secure engine spu is missing: it has wheels for Python 3.10 and 3.11; run make setup there."
+        )
+
+
+def _finish(
+    result: PrivateResult,
+    model: str,
+    tokens: int,
+    new_tokens: int,
+    embedding: str,
+    seed: int,
+    error: float | None,
+    json_file: Path | None,
+) -> None:
+    from aero.cli.accounts import print_account
+    from aero.files import write_json
+    from aero.private.document import document
+
+    written = document(
+        result,
+        model=model,
+        tokens=tokens,
+        new_tokens=new_tokens,
+        embedding=_embedding(embedding),
+        seed=seed,
+        max_abs_error=error,
+    )
+    print_account(written)
+    if json_file is not None:
+        write_json(json_file, written)
