@@ -61,7 +61,8 @@ def build(
 ) -> None:
     """Build a corpus from one source: clean it, drop duplicates, sample, and hold text out of training twice over.
 
-    Nothing is fetched with --installed or --path. What is sampled and held out depends on hashes of texts and package names and on --seed, never on the order of
+    Nothing is fetched with --installed or --path.
+    What is sampled and held out depends on hashes of texts and package names and on --seed, never on the order of
     files: the same source gives the same corpus.
     """
     from aero.cli.console import progress_bar

@@ -55,7 +55,7 @@ def train_tokenizer(corpus: Path, manifest: Manifest, vocab_size: int, progress:
                 f"The corpus yields only {found} tokens, not {vocab_size}: build a larger one or choose a smaller "
                 "vocabulary."
             )
-        fast = PreTrainedTokenizerFast(
+        fast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
             tokenizer_object=model, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT
         )
         with folder_when_done(home) as folder:
@@ -64,7 +64,7 @@ def train_tokenizer(corpus: Path, manifest: Manifest, vocab_size: int, progress:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer that ``save_pretrained`` wrote to ``folder``. Raises AeroError if there is none or it is damaged."""
+    """The tokenizer that ``save_pretrained`` wrote to ``folder``. Raises AeroError if it is missing or damaged."""
     from transformers import PreTrainedTokenizerFast
 
     if not (folder / "tokenizer.json").is_file():

@@ -1,0 +1,162 @@
+"""Recipes: everything that decides a training run, as typed Python functions. Importing this file loads no library.
+
+A recipe is a frozen dataclass and a variant of one is ``dataclasses.replace(recipe, ...)``: no configuration language.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from aero.config import LayerConfig, ModelConfig, architecture
+from aero.errors import AeroError
+
+Precision = Literal["fp32", "bf16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StaticSchedule:
+    """When static norms give up their 1/sigma: the blend is 0 before ``start``, 1 from ``end``, linear between.
+
+    start, end: shares of the training steps, 0 < start < end <= 1. Before ``start`` the constant is being estimated;
+        after ``end`` the model trains in the form in which it will be folded.
+    """
+
+    start: float = 0.35
+    end: float = 0.65
+
+    def __post_init__(self) -> None:
+        if not 0 < self.start < self.end <= 1:
+            raise ValueError(f"a static schedule needs 0 < start < end <= 1, not {self.start} and {self.end}")
+
+    def blend(self, step: int, steps: int) -> float:
+        """The blend for the step with this index (0 for the first) of ``steps``; in [0, 1]."""
+        place = step / steps
+        return min(1.0, max(0.0, (place - self.start) / (self.end - self.start)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EntropySettings:
+    """The entropy regulariser of a recipe; the fields are those of ``EntropyRegularizerConfig``."""
+
+    strength: float = 1e-5
+    gamma: float = 0.2
+    threshold_init: float = 0.4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One training run.
+
+    model: shape and choices; ``model.vocab_size`` is also the tokenizer's, ``model.context`` the length of sequences.
+    steps: optimiser steps. batch: sequences in each of them, over all processes and accumulated micro-batches.
+    micro_batch: sequences that one process holds at a time; None for as many as fall to it.
+    learning_rate: its peak, after a linear warm-up over the share ``warmup`` of the steps; then linear decay to 0.
+    betas, epsilon, weight_decay: of AdamW; only matrices decay. clip: largest norm of the gradient.
+    static: schedule of the static norms, or None where the model has none.
+    entropy: the entropy regulariser, or None.
+    precision: ``bf16`` computes matrix products in bfloat16 and keeps weights in float32.
+    checkpoints: how many checkpoints a run writes on its way; the latest one is kept until the run ends.
+    eval_sequences: held-out sequences of each split, evenly spread, for the final figures.
+    seed: of the weights and of the order of the data.
+    """
+
+    name: str
+    summary: str
+    model: ModelConfig
+    steps: int
+    batch: int
+    micro_batch: int | None = None
+    learning_rate: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    epsilon: float = 1e-8
+    weight_decay: float = 0.1
+    warmup: float = 0.05
+    clip: float = 1.0
+    static: StaticSchedule | None = None
+    entropy: EntropySettings | None = None
+    precision: Precision = "fp32"
+    checkpoints: int = 4
+    eval_sequences: int = 512
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "eval_sequences"):
+            if getattr(self, name) < 1:
+                raise AeroError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        if self.checkpoints < 0:
+            raise AeroError(f"checkpoints must not be negative, not {self.checkpoints}.")
+        norms = {norm for layer in self.model.layers for norm in (layer.attention_norm, layer.feedforward_norm)}
+        has_static = any(norm.startswith("static") for norm in norms | {self.model.final_norm})
+        if has_static and self.static is None:
+            raise AeroError(f"The recipe {self.name} has static norms and no schedule that makes them static.")
+        if not has_static and self.static is not None:
+            raise AeroError(f"The recipe {self.name} has a schedule for static norms and none of them.")
+        if self.static is not None and self.static.start * self.steps < 1:
+            raise AeroError(f"{self.steps} steps are too few for a schedule of static norms: one must precede it.")
+
+    @property
+    def tokens(self) -> int:
+        """Number of training tokens."""
+        return self.steps * self.batch * self.model.context
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-ready values."""
+        return asdict(self)
+
+
+def demo_baseline() -> Recipe:
+    """The small model with every nonlinearity: softmax, LayerNorm, GELU. What the other two are compared with."""
+    return _demo("demo-baseline", "softmax, LayerNorm and GELU: what the other two are compared with", "SM+LN+G")
+
+
+def demo_aero() -> Recipe:
+    """Norms annealed to constants and a bilinear feed-forward: softmax is the only nonlinearity that costs much."""
+    summary = "softmax, norms annealed to constants, bilinear feed-forward"
+    return _demo("demo-aero", summary, "static+bilinear", static=StaticSchedule())
+
+
+def demo_softmax_only() -> Recipe:
+    """Softmax alone, with learnable temperatures and the entropy regulariser (arXiv 2501.03489)."""
+    summary = "softmax alone, with temperatures and entropy regularisation"
+    return _demo("demo-softmax-only", summary, "SM(t)+ScFuFFN", entropy=EntropySettings(strength=1e-2))
+
+
+def _demo(
+    name: str,
+    summary: str,
+    row: str,
+    *,
+    static: StaticSchedule | None = None,
+    entropy: EntropySettings | None = None,
+) -> Recipe:
+    shape = ModelConfig(
+        vocab_size=2048,
+        context=128,
+        width=192,
+        heads=4,
+        kv_heads=4,
+        head_size=48,
+        ffn_width=768,
+        layers=(LayerConfig(),) * 4,
+    )
+    # Only the baseline keeps the norm before the vocabulary projection.
+    final = False if row.startswith("SM(t)") else None
+    model = architecture(row, shape, final_norm=final)
+    return Recipe(name=name, summary=summary, model=model, steps=300, batch=16, static=static, entropy=entropy)
+
+
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    "demo-baseline": demo_baseline,
+    "demo-aero": demo_aero,
+    "demo-softmax-only": demo_softmax_only,
+}
+
+
+def named(name: str) -> Recipe:
+    """The recipe of that name; ``demo_aero`` and ``demo-aero`` are the same. Raises AeroError naming the known ones."""
+    key = name.replace("_", "-")
+    if key not in RECIPES:
+        raise AeroError(f"There is no recipe {name!r}: choose one of {', '.join(RECIPES)}.")
+    return RECIPES[key]()

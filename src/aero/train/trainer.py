@@ -1,0 +1,256 @@
+"""Training a recipe on a corpus: ``train`` is the whole run, from the corpus folder to a folder that can be loaded."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import subprocess
+import time
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.progress import Progress
+
+from aero.errors import AeroError
+from aero.files import write_json
+from aero.train.corpus import Split, load_manifest
+from aero.train.folder import folder_when_done, refuse_foreign
+from aero.train.recipes import Recipe
+from aero.train.tokenizer import Sequences, load_sequences, tokenizer_digest, train_tokenizer
+
+if TYPE_CHECKING:
+    from aero.entropy import EntropyRegularizer
+    from aero.model import AeroForCausalLM
+
+TRAINING = "training.json"
+HELD_OUT: tuple[Split, ...] = ("holdout_packages", "holdout_files")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingResult:
+    """What a run did; also the content of ``training.json``.
+
+    finished: False in the folder of a run that is under way or was interrupted.
+    recipe: every setting. parameters: number of trained weights. tokens: training tokens.
+    seconds: of the training loop alone, in this process; a resumed run counts from where it resumed.
+    losses: the objective (nats per token, and the entropy penalty where there is one) along the run.
+    perplexity: on each held-out split, None where that split is empty or the figure is not finite.
+    head_entropy: mean attention entropy in nats of every head, [L][H], on held-out files (packages if there are none).
+    verdict: what ``aero.entropy.verdict`` says of these entropies.
+    corpus_sha256, tokenizer_sha256: what it was trained on and with.
+    versions: of Python and libraries. date: UTC, ISO 8601. commit: of the source, None outside a git checkout.
+    """
+
+    finished: bool
+    recipe: dict[str, Any]
+    parameters: int
+    tokens: int
+    seconds: float | None
+    losses: list[dict[str, float]]
+    perplexity: dict[str, float | None]
+    head_entropy: list[list[float]] | None
+    verdict: str | None
+    corpus_sha256: str
+    tokenizer_sha256: str
+    versions: dict[str, str]
+    date: str
+    commit: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-ready values."""
+        return asdict(self)
+
+
+def train(
+    recipe: Recipe,
+    corpus_dir: Path,
+    out_dir: Path,
+    *,
+    force: bool = False,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> TrainingResult:
+    """Train ``recipe`` on a corpus and leave a folder that ``AutoModelForCausalLM.from_pretrained`` loads.
+
+    The folder holds model.safetensors, config.json, the tokenizer, training.json and, with the entropy regulariser, its
+    thresholds. While the run is under way it holds checkpoints instead; the finished folder takes their place in one
+    move. With one process on a CPU the same recipe, corpus and number of threads give the same losses.
+
+    force: replace a run that is already there. resume: continue an interrupted one from its last checkpoint.
+    Under ``accelerate launch`` or ``torchrun`` every process calls this and the first one writes.
+    Raises AeroError for a corpus or folder that cannot be used, and at the first loss that is not finite.
+    """
+    from accelerate import PartialState  # type: ignore[import-untyped]
+    from transformers import set_seed
+    from transformers.trainer_callback import PrinterCallback
+    from transformers.utils import logging
+
+    from aero.entropy import EntropyRegularizer, EntropyRegularizerConfig
+    from aero.model import AeroConfig, AeroForCausalLM
+    from aero.train.callbacks import Report, StaticBlend
+    from aero.train.loop import AeroTrainer, SequenceDataset, checkpoints, training_arguments
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    progress = progress or Progress(disable=True)
+    manifest = load_manifest(corpus_dir)
+    model_config = recipe.model
+    state = PartialState()
+    with state.main_process_first():
+        tokenizer = train_tokenizer(corpus_dir, manifest, model_config.vocab_size, progress)
+        sequences: dict[Split, Sequences] = {
+            split: load_sequences(corpus_dir, manifest, split, tokenizer, model_config.context, progress)
+            for split in ("train", *HELD_OUT)
+        }
+    if len(sequences["train"]) < recipe.batch:
+        raise AeroError(
+            f"The corpus holds {len(sequences['train'])} sequences, fewer than one batch of {recipe.batch}: build a "
+            "larger one."
+        )
+
+    set_seed(recipe.seed)
+    ends = {name: tokenizer.eos_token_id for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    model = AeroForCausalLM(AeroConfig.of(model_config, **ends))
+    regularizer: EntropyRegularizer | None = None
+    if recipe.entropy is not None:
+        regularizer = EntropyRegularizer(
+            EntropyRegularizerConfig(
+                layers=model_config.depth,
+                heads=model_config.heads,
+                strength=recipe.entropy.strength,
+                gamma=recipe.entropy.gamma,
+                threshold_init=recipe.entropy.threshold_init,
+            )
+        )
+    base = TrainingResult(
+        finished=False,
+        recipe=json.loads(json.dumps(recipe.to_dict())),
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        tokens=recipe.tokens,
+        seconds=None,
+        losses=[],
+        perplexity={},
+        head_entropy=None,
+        verdict=None,
+        corpus_sha256=manifest.sha256,
+        tokenizer_sha256=tokenizer_digest(tokenizer),
+        versions={"python": platform.python_version()}
+        | {name: version(name) for name in ("aero-private", "torch", "transformers", "tokenizers")},
+        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        commit=_commit(),
+    )
+    home = out_dir / "checkpoints"
+    start: str | None = None
+    with state.main_process_first():
+        if resume:
+            _require_same_run(out_dir, base)
+            found = checkpoints(home)
+            start = str(found[-1]) if found else None
+        elif state.is_main_process:
+            refuse_foreign(out_dir, marker=TRAINING, kind="training run", force=force)
+            with folder_when_done(out_dir) as folder:
+                write_json(folder / TRAINING, base.to_dict())
+
+    args = training_arguments(recipe, home)
+    trainer = AeroTrainer(
+        model,
+        args,
+        recipe,
+        regularizer,
+        train_dataset=SequenceDataset(sequences["train"]),
+        processing_class=tokenizer,
+        callbacks=[StaticBlend(recipe.static)] if recipe.static else [],
+    )
+    trainer.remove_callback(PrinterCallback)
+    report = Report(progress if state.is_main_process else Progress(disable=True), recipe)
+    trainer.add_callback(report)
+    started = time.monotonic()
+    trainer.train(resume_from_checkpoint=start)
+    seconds = time.monotonic() - started
+    result = base
+    if state.is_main_process:
+        figures = _figures(model, recipe, sequences, progress)
+        result = TrainingResult(
+            **{**asdict(base), **figures, "finished": True, "seconds": seconds, "losses": report.losses}
+        )
+        _write(out_dir, model, tokenizer, regularizer, result)
+    state.wait_for_everyone()
+    return result
+
+
+def load_result(folder: Path) -> TrainingResult:
+    """What ``training.json`` in ``folder`` says. Raises AeroError if there is none or it is damaged."""
+    path = folder / TRAINING
+    if not path.is_file():
+        raise AeroError(f"{folder} is not a training run (no {TRAINING}).")
+    try:
+        return TrainingResult(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        raise AeroError(f"{path} is damaged: train again with --force.") from None
+
+
+def _figures(
+    model: AeroForCausalLM, recipe: Recipe, sequences: dict[Split, Sequences], progress: Progress
+) -> dict[str, Any]:
+    """Perplexity on every held-out split, and head entropies on the last that is not empty."""
+    from aero.entropy import verdict
+    from aero.train.evaluate import evaluate_entropies, evaluate_perplexity, spread
+
+    task = progress.add_task("Evaluating", total=len(HELD_OUT) + 1)
+    perplexity: dict[str, float | None] = {}
+    text = None
+    for split in HELD_OUT:
+        perplexity[split] = None
+        if len(sequences[split]):
+            text = spread(sequences[split], recipe.eval_sequences)
+            value = evaluate_perplexity(model, text)
+            perplexity[split] = value if math.isfinite(value) else None
+        progress.advance(task)
+    figures: dict[str, Any] = {"perplexity": perplexity}
+    if text is not None:
+        heads = evaluate_entropies(model, text)
+        figures["verdict"] = verdict(heads, recipe.model.context)
+        if bool(heads.isfinite().all()):
+            figures["head_entropy"] = heads.tolist()
+    progress.remove_task(task)
+    return figures
+
+
+def _write(
+    out: Path, model: AeroForCausalLM, tokenizer: Any, regularizer: EntropyRegularizer | None, result: TrainingResult
+) -> None:
+    from aero.train.loop import save_regularizer
+
+    with folder_when_done(out) as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        if regularizer is not None:
+            save_regularizer(regularizer, folder)
+        write_json(folder / TRAINING, result.to_dict())
+
+
+def _require_same_run(out: Path, now: TrainingResult) -> None:
+    """Raise AeroError unless ``out`` holds an unfinished run of the same recipe on the same corpus."""
+    before = load_result(out)
+    if before.finished:
+        raise AeroError(f"The run in {out} is finished: there is nothing to resume.")
+    for name, what in (("recipe", "recipe"), ("corpus_sha256", "corpus"), ("tokenizer_sha256", "tokenizer")):
+        if getattr(before, name) != getattr(now, name):
+            raise AeroError(f"The run in {out} has another {what}: resume it with the one it was started with.")
+
+
+def _commit() -> str | None:
+    """The commit of this source tree, or None if it is not one or git is missing."""
+    here = Path(__file__).resolve()
+    try:
+        # A checkout around an installed copy is somebody else's: ask whether this very file is tracked.
+        for command in (["ls-files", "--error-unmatch", here.name], ["rev-parse", "HEAD"]):
+            done = subprocess.run(
+                ["git", "-C", str(here.parent), *command], capture_output=True, text=True, timeout=10, check=True
+            )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
