@@ -35,16 +35,6 @@ class OperatorCost:
 
 
 @dataclass(frozen=True)
-class Offline:
-    """What can happen before the prompt is known, once a session."""
-
-    bytes: int
-    rounds: int
-    seconds: float
-    statement: str
-
-
-@dataclass(frozen=True)
 class Account:
     """One phase of a private computation (a prefill, a generated token) over all parties.
 

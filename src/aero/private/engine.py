@@ -29,7 +29,7 @@ from spu.utils import frontend
 
 from aero.private.account import PartyCost
 from aero.private.program import Step, freed
-from aero.private.protocols import CLIENT, Protocol
+from aero.private.protocols import CLIENT, MODEL, Protocol
 
 FRACTION_BITS = 18
 """Fixed-point fraction bits in the ring of integers modulo 2^64."""
@@ -84,31 +84,33 @@ class Engine:
     def hold(self, name: str) -> None:
         """Bring the weight ``name``, just entered by its owner, into the form in which the protocol uses it.
 
-        Sharing adds a scalar zero of the client's: a secret of two parties is a shared value. A cached matrix has its
-        mask opened here, by a product with a row of zeros, so that the opening is not part of the first answer.
+        Adding a shared zero shares it. A cached matrix has its mask opened here, by a product with a row of zeros, so
+        that the opening is not part of the first answer.
         """
         if self.protocol.weights == "owned":
             return
-        self._zero(())
-        self.run([Step("weights", None, _share, (name, "zero"), (name,))])
+        if "zero" not in self._shapes:
+            # A sum of one party's secret and another's is shared.
+            for owner, part in enumerate(("zero", "other")):
+                self.enter(part, (), owner, np.zeros(()) if self.rank == owner else None)
+            self.run([Step("weights", None, _sum, ("zero", "other"), ("zero",))])
+        self.run([Step("weights", None, _sum, (name, "zero"), (name,))])
         if self.protocol.weights == "cached" and len(self._shapes[name]) == 2:
             self.run([Step("weights", None, make_cached_var, (name,), (name,))])
-            self._zero((1, self._shapes[name][0]))
-            self.run([Step("weights", None, jnp.matmul, ("zero", name), ("opened",))])
-            self.delete("opened")
+            self._enter_zeros("row", (1, self._shapes[name][0]))
+            self.run([Step("weights", None, jnp.matmul, ("row", name), ("row",))])
 
     def warm_up(self) -> None:
         """Run one small comparison, product and matrix product: their set-up is then no part of the first answer."""
         if not self.protocol.warm_up:
             return
-        self._zero((64, 64))
-        self.enter("factor", (64, 64), 0, np.zeros((64, 64)) if self.rank == 0 else None)
-        self.run([Step("set-up", None, _exercise, ("zero", "factor"), ("opened",))])
-        for name in ("opened", "factor"):
-            self.delete(name)
+        self._enter_zeros("row", (64, 64))
+        self.enter("factor", (64, 64), MODEL, np.zeros((64, 64)) if self.rank == MODEL else None)
+        self.run([Step("set-up", None, _exercise, ("row", "factor"), ("row",))])
+        self.delete("factor")
 
-    def _zero(self, shape: tuple[int, ...]) -> None:
-        self.enter("zero", shape, CLIENT, np.zeros(shape) if self.rank == CLIENT else None)
+    def _enter_zeros(self, name: str, shape: tuple[int, ...]) -> None:
+        self.enter(name, shape, CLIENT, np.zeros(shape) if self.rank == CLIENT else None)
 
     def run(self, steps: Sequence[Step], *, before: Callable[[Step], None] | None = None) -> None:
         """Execute ``steps``, deleting working variables that none of them needs any more; tell ``before`` each step."""
@@ -244,8 +246,8 @@ class Engine:
         self._costs.append(PartyCost(operator, None, self._sent, self._messages, perf_counter() - started))
 
 
-def _share(weight: jax.Array, zero: jax.Array) -> jax.Array:
-    return weight + zero
+def _sum(x: jax.Array, y: jax.Array) -> jax.Array:
+    return x + y
 
 
 def _exercise(x: jax.Array, weight: jax.Array) -> jax.Array:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aero.errors import AeroError
-from aero.private.account import Account, Offline, PartyCost, combine
+from aero.private.account import Account, PartyCost, combine
 from aero.private.messages import Address, Event, PartyJob
 from aero.private.protocols import CLIENT, Protocol, protocol_named
 from aero.private.watch import free_ports
@@ -32,6 +32,7 @@ ENDING = 30.0
 class PrivateResult:
     """An answer and its account.
 
+    setup: the account of what happens once a session, before the prompt is known: the offline column.
     prefill, tokens: the account of the prompt's pass and of each later pass.
     answer: the chosen tokens. logits: what they were chosen from, [passes, V], if kept.
     system_bytes: what the operating system counted on each party's connections, or None where it does not say.
@@ -39,9 +40,9 @@ class PrivateResult:
     """
 
     protocol: Protocol
+    setup: Account
     prefill: Account
     tokens: list[Account]
-    offline: Offline
     answer: list[int] = field(repr=False)
     logits: NDArray[np.float32] | None = field(repr=False)
     parameters: int
@@ -204,14 +205,13 @@ class _Run:
     def _account(self) -> PrivateResult:
         phases = list(self.costs[0])
         accounts = {phase: combine([costs[phase] for costs in self.costs]) for phase in phases}
-        weights = accounts.pop("weights")
         every = [[cost for costs in party.values() for cost in costs] for party in self.costs]
         known = [sent for sent in self.traffic if sent is not None]
         return PrivateResult(
             protocol=self.protocol,
+            setup=accounts.pop("weights"),
             prefill=accounts.pop("prefill"),
             tokens=list(accounts.values()),
-            offline=Offline(weights.total_bytes, weights.rounds, weights.seconds, self.protocol.offline),
             answer=self.answer,
             logits=np.asarray(self.logits, np.float32) if self.logits else None,
             parameters=self.parameters,

@@ -1,7 +1,9 @@
 """Noticing that a party is gone, within seconds, while the engine waits for it without an end in sight.
 
-Every pair of parties keeps one connection beside the engine's own. It carries a heartbeat and, at the end, a goodbye. A
-connection that closes without one, or stays silent for ``SILENCE`` seconds, means that the party is gone.
+Every pair of parties keeps one connection beside the engine's own, which carries nothing but a goodbye at the end. When
+a process dies its system closes the connection at once; when a host or a link dies, the keep-alive probes of the system
+fail. Both mean that the party is gone. Probes and not heartbeats of our own: a party that shares a large matrix may be
+too busy for its threads to speak, and its system never is.
 """
 
 from __future__ import annotations
@@ -15,8 +17,8 @@ from contextlib import suppress
 from aero.errors import AeroError
 from aero.private.messages import Address
 
-BEAT, SILENCE = 2.0, 20.0
-"""Seconds between heartbeats, and without one until a party counts as gone."""
+PROBE_SECONDS, PROBES = 5, 4
+"""Seconds between keep-alive probes, and how many may stay unanswered: a lost host counts as gone after 25 s."""
 
 _HELLO, _ALIVE, _GOODBYE = b"aero", b".", b"!"
 
@@ -50,7 +52,6 @@ class Watch:
                 self._accept(listener, deadline, wait_seconds)
         for rank, peer in self._peers.items():
             threading.Thread(target=self._listen, args=(rank, peer), daemon=True).start()
-        threading.Thread(target=self._beat, daemon=True).start()
 
     def close(self) -> None:
         """Say goodbye, so that the others do not take the end for a loss."""
@@ -105,7 +106,11 @@ class Watch:
         return f"Party {who} did not show up within {wait_seconds:g} s; start it, or allow more time with --wait."
 
     def _listen(self, rank: int, peer: socket.socket) -> None:
-        peer.settimeout(SILENCE)
+        peer.settimeout(None)
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, PROBE_SECONDS)
+        peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, PROBE_SECONDS)
+        peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, PROBES)
         while True:
             try:
                 data = peer.recv(64)
@@ -117,12 +122,6 @@ class Watch:
                 if not self._leaving.is_set() and self._reported.acquire(blocking=False):
                     self._lost(rank)
                 return
-
-    def _beat(self) -> None:
-        while not self._leaving.wait(BEAT):
-            for peer in self._peers.values():
-                with suppress(OSError):
-                    peer.sendall(_ALIVE)
 
 
 def check_free(host: str, port: int, name: str) -> None:
