@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -57,9 +56,6 @@ def command(
     if steps is not None:
         chosen = replace(chosen, steps=steps)
 
-    # Threads that wait for one another sleep instead of spinning: beside another busy process, spinning makes a step
-    # several times slower. It counts only if it is set before torch is loaded.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from aero.train.trainer import train
 
     with progress_bar() as progress:

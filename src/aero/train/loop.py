@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, load_model, save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
@@ -89,6 +89,10 @@ class AeroTrainer(Trainer):
             self.optimizer = torch.optim.AdamW(
                 groups, lr=recipe.learning_rate, betas=recipe.betas, eps=recipe.epsilon, fused=True
             )
+            if self.regularizer is not None:
+                # The library clears the model's gradients after a step, and the thresholds are outside the model.
+                thresholds = self.regularizer
+                self.optimizer.register_step_post_hook(lambda *_: thresholds.zero_grad())
         return self.optimizer
 
     def compute_loss(
@@ -151,7 +155,10 @@ class AeroTrainer(Trainer):
             save_regularizer(self.regularizer, Path(str(output_dir or self.args.output_dir)))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        # Not the library's own loading, which takes a tied head for a missing one and goes on after a real gap.
+        target = self.model if model is None else model
+        assert target is not None
+        load_model(target, Path(resume_from_checkpoint) / "model.safetensors")
         if self.regularizer is not None:
             self.regularizer.load_state_dict(load_file(Path(resume_from_checkpoint) / REGULARIZER))
 

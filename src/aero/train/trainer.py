@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import platform
 import subprocess
 import time
@@ -84,6 +85,10 @@ def train(
     Under ``accelerate launch`` or ``torchrun`` every process calls this and the first one writes.
     Raises AeroError for a corpus or folder that cannot be used, and at the first loss that is not finite.
     """
+    # Threads that wait for one another sleep instead of spinning: beside another busy process, spinning makes a step
+    # several times slower. It counts only where torch is not loaded yet.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
     from accelerate import PartialState  # type: ignore[import-untyped]
     from transformers import set_seed
     from transformers.trainer_callback import PrinterCallback

@@ -1,0 +1,117 @@
+"""Folding changes no logit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from aero.config import LayerConfig, ModelConfig, architecture, architecture_names, gpt2_tiny, llama_tiny
+from aero.eliminate.fold import fold
+from aero.eliminate.plain import logits
+from aero.errors import AeroError
+from aero.model.decoder import Decoder
+from aero.model.norm import set_static_blend
+
+ROWS = [*architecture_names(), "SM+ScFuFFN_i1"]
+
+
+def disturbed(config: ModelConfig, *, seed: int = 0) -> Decoder:
+    """A decoder in double precision none of whose parameters (biases, norms, scales) is where it started."""
+    torch.manual_seed(seed)
+    decoder = Decoder(config).double().eval()
+    set_static_blend(decoder, 1.0)
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return decoder
+
+
+def small(config: ModelConfig) -> ModelConfig:
+    return replace(config, vocab_size=61, context=24, width=24, head_size=24 // config.heads, ffn_width=40)
+
+
+def difference(decoder: Decoder) -> float:
+    config = decoder.config
+    tokens = torch.randint(0, config.vocab_size, (config.context,), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = decoder(tokens[None]).logits[0].numpy()
+    found = logits(fold(decoder), tokens.numpy())
+    return float(np.abs(found - expected).max() / np.abs(expected).max())
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize("shape", [gpt2_tiny, llama_tiny])
+def test_every_row_of_both_families_folds_exactly(shape, row: str, parallel: bool) -> None:
+    assert difference(disturbed(replace(small(architecture(row, shape())), parallel=parallel))) < 1e-9
+
+
+@pytest.mark.parametrize("choice", [{"weight_norm": ("q", "k", "v", "o", "ffn")}, {"spectral_norm": ("ffn", "q")}])
+def test_normalised_weights_fold_as_they_act(choice: dict) -> None:
+    assert difference(disturbed(small(architecture("SM", gpt2_tiny(), **choice)))) < 1e-9
+
+
+def test_layers_may_differ() -> None:
+    layers = (
+        LayerConfig(feedforward="relu", scaled=True),
+        LayerConfig(attention_norm="none", feedforward_norm="static", feedforward="linear", scaled=True),
+        LayerConfig(attention_norm="static", feedforward_norm="none", feedforward="dropped", scaled=True),
+        LayerConfig(feedforward="square", scaled=True, temperature=True),
+    )
+    decoder = disturbed(replace(small(gpt2_tiny()), layers=layers))
+    with torch.no_grad():
+        for index, block in enumerate(decoder.blocks()):
+            # A negative and a tiny factor on the stream: what folds beta must carry sign and size.
+            block.beta.fill_(-0.7 if index == 0 else 0.02)
+    assert difference(decoder) < 1e-9
+
+
+def test_removed_operators_leave_nothing_to_compute() -> None:
+    config = fold(disturbed(small(architecture("static+fused", gpt2_tiny())))).config
+    assert config.final_norm == "none"
+    assert {(layer.attention_norm, layer.feedforward_norm, layer.feedforward) for layer in config.layers} == {
+        ("none", "none", "matrix")
+    }
+    fused = fold(disturbed(small(architecture("SM+ScFFN", gpt2_tiny())))).config
+    assert all(layer.feedforward == "matrix" for layer in fused.layers)
+
+
+def test_temperature_equal_over_positions_folds_into_the_queries() -> None:
+    decoder = disturbed(small(architecture("SM(t)+ScFuFFN", gpt2_tiny())))
+    assert all(layer.temperature for layer in fold(decoder).config.layers)
+    with torch.no_grad():
+        for block in decoder.blocks():
+            block.attention.log_temperature.copy_(block.attention.log_temperature[:, :1].expand(-1, 24))
+    assert not any(layer.temperature for layer in fold(decoder).config.layers)
+    assert difference(decoder) < 1e-9
+
+
+def test_a_norm_that_is_not_yet_static_is_refused() -> None:
+    decoder = disturbed(small(architecture("static+bilinear", gpt2_tiny())))
+    set_static_blend(decoder, 0.5)
+    with pytest.raises(AeroError, match=r"50% static"):
+        fold(decoder)
+
+
+def test_weights_that_are_not_finite_are_refused_by_name() -> None:
+    decoder = disturbed(small(gpt2_tiny()))
+    linear = decoder.blocks()[1].feedforward.output
+    assert isinstance(linear, nn.Linear)
+    with torch.no_grad():
+        linear.weight[0, 0] = float("nan")
+    with pytest.raises(AeroError, match=r"layers\.1\.ffn_out"):
+        fold(decoder)
+
+
+def test_secrets_stay_out_of_the_representation() -> None:
+    model = fold(disturbed(small(gpt2_tiny())))
+    assert repr(model) == f"PrivateModel({model.config.parameters} secret parameters)"
+
+
+def test_the_folded_stream_has_unit_size() -> None:
+    model = fold(Decoder(small(gpt2_tiny())))
+    assert model.weights["embedding"].std() == pytest.approx(1.0)

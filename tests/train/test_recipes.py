@@ -1,0 +1,59 @@
+"""Recipes: fair to one another, refused when they contradict themselves, and light to import."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from aero.errors import AeroError
+from aero.train.recipes import RECIPES, StaticSchedule, demo_aero, demo_baseline, demo_softmax_only, named
+
+
+def test_names() -> None:
+    assert named("demo-aero") == named("demo_aero") == demo_aero()
+    assert all(name == make().name for name, make in RECIPES.items())
+    with pytest.raises(AeroError, match=r"no recipe 'demo-zero': choose one of demo-baseline"):
+        named("demo-zero")
+
+
+def test_the_demo_recipes_differ_in_architecture_only() -> None:
+    first, *others = (demo_baseline(), demo_aero(), demo_softmax_only())
+    same = {"name": "", "summary": "", "model": first.model, "static": None, "entropy": None}
+    for other in others:
+        assert other.tokens == first.tokens
+        assert replace(other, **same) == replace(first, **same)
+        for name in ("vocab_size", "context", "width", "heads", "depth"):
+            assert getattr(other.model, name) == getattr(first.model, name)
+
+
+def test_the_softmax_only_recipe_has_no_norm_at_all() -> None:
+    model = demo_softmax_only().model
+    assert model.final_norm == "none"
+    assert all(layer.attention_norm == layer.feedforward_norm == "none" for layer in model.layers)
+
+
+def test_the_static_schedule() -> None:
+    schedule = StaticSchedule(start=0.25, end=0.75)
+    assert [schedule.blend(step, 8) for step in range(9)] == [0, 0, 0, 0.25, 0.5, 0.75, 1, 1, 1]
+    for start, end in ((0.0, 0.5), (0.5, 0.5), (0.6, 0.4), (0.5, 1.1)):
+        with pytest.raises(ValueError, match="static schedule"):
+            StaticSchedule(start=start, end=end)
+
+
+def test_contradictions_are_refused() -> None:
+    with pytest.raises(AeroError, match="no schedule"):
+        replace(demo_aero(), static=None)
+    with pytest.raises(AeroError, match="none of them"):
+        replace(demo_baseline(), static=StaticSchedule())
+    with pytest.raises(AeroError, match="too few"):
+        replace(demo_aero(), steps=2)
+    with pytest.raises(AeroError, match="steps must be"):
+        replace(demo_baseline(), steps=0)
+
+
+def test_recipes_load_no_library() -> None:
+    code = "import sys, aero.train.recipes; sys.exit(bool({'torch', 'numpy', 'transformers'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0

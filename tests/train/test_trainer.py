@@ -1,0 +1,219 @@
+"""The trainer: groups, schedules, losses that fall and repeat, folders that load, runs that stop and go on."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, TrainerCallback
+
+from aero.config import LayerConfig, ModelConfig, architecture
+from aero.entropy import EntropyRegularizer, EntropyRegularizerConfig
+from aero.errors import AeroError
+from aero.model import AeroConfig, AeroForCausalLM, set_static_blend, static_norms
+from aero.train.callbacks import StaticBlend
+from aero.train.corpus import load_manifest
+from aero.train.evaluate import evaluate_perplexity, spread
+from aero.train.loop import REGULARIZER, AeroTrainer, checkpoints, parameter_groups, training_arguments
+from aero.train.recipes import EntropySettings, Recipe, StaticSchedule
+from aero.train.tokenizer import load_sequences, load_tokenizer
+from aero.train.trainer import load_result, train
+
+SHAPE = ModelConfig(
+    vocab_size=400, context=32, width=32, heads=2, kv_heads=2, head_size=16, ffn_width=64, layers=(LayerConfig(),) * 2
+)
+
+
+def tiny(row: str, **settings: Any) -> Recipe:
+    norm = False if row.startswith("SM(t)") else None
+    values = {"steps": 30, "batch": 8, "eval_sequences": 16, "learning_rate": 3e-3, "checkpoints": 0} | settings
+    return Recipe(name="tiny", summary="", model=architecture(row, SHAPE, final_norm=norm), **values)
+
+
+def model_of(row: str) -> AeroForCausalLM:
+    return AeroForCausalLM(AeroConfig.of(architecture(row, SHAPE)))
+
+
+@pytest.mark.parametrize("row", ["SM+LN+G", "SM+L", "SM(t)+ScFuFFN", "static+bilinear"])
+def test_only_matrices_decay(row: str) -> None:
+    model = model_of(row)
+    regularizer = EntropyRegularizer(EntropyRegularizerConfig(layers=2, heads=2))
+    decayed, spared = parameter_groups(model, regularizer, 0.1)
+    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
+    expected = {
+        id(parameter)
+        for name, parameter in model.named_parameters()
+        if parameter.ndim == 2 and "temperature" not in name
+    }
+    assert {id(parameter) for parameter in decayed["params"]} == expected
+    rest = {id(parameter) for parameter in model.parameters()} - expected | {id(regularizer.thresholds)}
+    assert {id(parameter) for parameter in spared["params"]} == rest
+    assert len(decayed["params"]) + len(spared["params"]) == len(expected) + len(rest)
+
+
+@pytest.fixture(scope="module")
+def aero_run(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "aero"
+    train(tiny("static+bilinear", static=StaticSchedule()), corpus, out)
+    return out
+
+
+def test_training_learns_and_its_figures_are_those_of_the_saved_model(aero_run: Path, corpus: Path) -> None:
+    result = load_result(aero_run)
+    assert result.finished
+    losses = [entry["loss"] for entry in result.losses]
+    assert len(losses) == 30
+    assert losses[-1] < losses[0] - 1
+    assert result.tokens == 30 * 8 * 32
+    model = AutoModelForCausalLM.from_pretrained(aero_run)
+    assert {norm.phase for _, norm in static_norms(model)} == {"frozen"}
+    tokenizer = load_tokenizer(aero_run)
+    manifest = load_manifest(corpus)
+    for split in ("holdout_packages", "holdout_files"):
+        sequences = spread(load_sequences(corpus, manifest, split, tokenizer, 32), 16)
+        assert result.perplexity[split] == pytest.approx(evaluate_perplexity(model, sequences), rel=1e-6)
+    assert result.corpus_sha256 == manifest.sha256
+    entropies = torch.tensor(result.head_entropy)
+    assert entropies.shape == (2, 2)
+    assert bool((entropies > 0).all()) and bool((entropies < math.log(32)).all())
+    assert result.seconds is not None
+    assert not (aero_run / "checkpoints").exists()
+
+
+def test_the_same_seed_gives_the_same_losses(aero_run: Path, corpus: Path, tmp_path: Path) -> None:
+    recipe = tiny("static+bilinear", static=StaticSchedule())
+    again = train(recipe, corpus, tmp_path / "again")
+    other = train(replace(recipe, seed=1), corpus, tmp_path / "other")
+    assert again.losses == load_result(aero_run).losses
+    assert other.losses != again.losses
+
+
+def test_the_blend_follows_the_schedule(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blends: list[float] = []
+
+    def record(model: nn.Module, value: float) -> int:
+        blends.append(value)
+        return set_static_blend(model, value)
+
+    monkeypatch.setattr("aero.train.callbacks.set_static_blend", record)
+    train(tiny("static+bilinear", static=StaticSchedule(start=0.25, end=0.75), steps=8), corpus, tmp_path / "run")
+    assert blends == [0, 0, 0, 0.25, 0.5, 0.75, 1, 1, 1]
+    assert isinstance(StaticBlend(StaticSchedule()), TrainerCallback)
+
+
+def test_the_entropy_penalty_enters_the_loss_and_moves_thresholds(corpus: Path, tmp_path: Path) -> None:
+    # Thresholds far from every head: all of them are outside their band and pull.
+    far = EntropySettings(strength=0.1, threshold_init=2.0)
+    with_penalty = train(tiny("SM(t)+ScFuFFN", entropy=far, steps=10), corpus, tmp_path / "with")
+    plain = train(tiny("SM(t)+ScFuFFN", steps=10), corpus, tmp_path / "plain")
+    assert with_penalty.losses[0]["loss"] > plain.losses[0]["loss"] + 0.1
+    from safetensors.torch import load_file
+
+    thresholds = load_file(tmp_path / "with" / REGULARIZER)["thresholds"]
+    assert thresholds.shape == (2, 2)
+    assert bool((thresholds < 2.0).all())
+    assert not (tmp_path / "plain" / REGULARIZER).exists()
+
+
+@pytest.mark.parametrize("row", ["static+bilinear", "SM(t)+ScFuFFN"])
+def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(
+    row: str, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extra: dict[str, Any] = (
+        {"static": StaticSchedule()}
+        if row.startswith("static")
+        else {"entropy": EntropySettings(strength=0.1, threshold_init=2.0)}
+    )
+    recipe = tiny(row, steps=12, checkpoints=3, **extra)
+    whole = train(recipe, corpus, tmp_path / "whole")
+    out = tmp_path / "broken"
+    original = AeroTrainer.training_step
+
+    def fails(self: AeroTrainer, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step == 10:
+            raise KeyboardInterrupt
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(AeroTrainer, "training_step", fails)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, corpus, out)
+    assert not load_result(out).finished
+    assert [path.name for path in checkpoints(out / "checkpoints")] == ["checkpoint-9"]
+    monkeypatch.setattr(AeroTrainer, "training_step", original)
+    with pytest.raises(AeroError, match="another recipe"):
+        train(replace(recipe, seed=5), corpus, out, resume=True)
+    with pytest.raises(AeroError, match="--force"):
+        train(recipe, corpus, out)
+    resumed = train(recipe, corpus, out, resume=True)
+    assert resumed.losses == whole.losses
+    assert resumed.perplexity == whole.perplexity
+    with pytest.raises(AeroError, match="nothing to resume"):
+        train(recipe, corpus, out, resume=True)
+
+
+def test_divergence_names_the_step(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = AeroForCausalLM.forward
+
+    def explode(self: AeroForCausalLM, *args: Any, **kwargs: Any) -> Any:
+        explode.calls += 1  # type: ignore[attr-defined]
+        out: Any = forward(self, *args, **kwargs)
+        if explode.calls == 4:  # type: ignore[attr-defined]
+            out.loss = out.loss * math.nan
+        return out
+
+    explode.calls = 0  # type: ignore[attr-defined]
+    monkeypatch.setattr(AeroForCausalLM, "forward", explode)
+    with pytest.raises(AeroError, match="step 4 of 6"):
+        train(tiny("SM+LN+G", steps=6), corpus, tmp_path / "run")
+    assert not load_result(tmp_path / "run").finished
+
+
+def test_bad_runs_are_refused(corpus: Path, aero_run: Path, tmp_path: Path) -> None:
+    recipe = tiny("SM+LN+G", steps=2)
+    with pytest.raises(AeroError, match="not a corpus"):
+        train(recipe, tmp_path, tmp_path / "run")
+    with pytest.raises(AeroError, match="--force"):
+        train(recipe, corpus, aero_run)
+    with pytest.raises(AeroError, match="not a training run"):
+        train(recipe, corpus, tmp_path / "none", resume=True)
+    with pytest.raises(AeroError, match="fewer than one batch"):
+        train(replace(recipe, batch=10**6), corpus, tmp_path / "run")
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "notes.txt").write_text("keep")
+    with pytest.raises(AeroError, match="other files"):
+        train(recipe, corpus, foreign, force=True)
+    assert (foreign / "notes.txt").read_text() == "keep"
+
+
+def test_a_batch_is_shared_by_processes_and_micro_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    args = training_arguments(replace(tiny("SM+LN+G"), micro_batch=2), tmp_path)
+    assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (2, 4)
+    with pytest.raises(AeroError, match="does not divide"):
+        training_arguments(replace(tiny("SM+LN+G"), micro_batch=3), tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(AeroError, match="3 processes"):
+        training_arguments(tiny("SM+LN+G"), tmp_path)
+
+
+def test_micro_batches_give_the_same_losses(corpus: Path, tmp_path: Path) -> None:
+    recipe = tiny("SM(t)+ScFuFFN", steps=4)
+    whole = train(recipe, corpus, tmp_path / "whole")
+    parts = train(replace(recipe, micro_batch=2), corpus, tmp_path / "parts")
+    for first, second in zip(whole.losses, parts.losses, strict=True):
+        assert first["loss"] == pytest.approx(second["loss"], rel=1e-4)
+
+
+def test_training_json_is_plain(aero_run: Path) -> None:
+    values = json.loads((aero_run / "training.json").read_text())
+    assert {"finished", "recipe", "seconds", "losses", "perplexity", "head_entropy", "commit", "versions"} <= set(
+        values
+    )
+    assert values["recipe"]["seed"] == 0
+    assert str(aero_run.parent) not in json.dumps(values)
