@@ -7,11 +7,12 @@ import pytest
 
 pytest.importorskip("jax")
 
+from tests.eliminate.test_fold import disturbed, small
+
 from aero.config import architecture
 from aero.eliminate import plain
 from aero.eliminate.fold import fold
 from aero.private.program import WORKING, Program, freed, run_plain
-from tests.eliminate.test_fold import disturbed, small
 
 ROWS = ["SM+LN+G", "SM+LN+R", "SM+L", "SM(t)+ScFuFFN", "static+bilinear", "static+square", "SM+ScFuFFN_i1"]
 
