@@ -100,6 +100,7 @@ class _Run:
         self.jobs, self.protocol, self.on_event = jobs, protocol, on_event
         self.events: queue.Queue[tuple[int, Event | None]] = queue.Queue()
         self.processes: list[subprocess.Popen[str]] = []
+        self.readers: list[threading.Thread] = []
         self.costs: list[dict[str, list[PartyCost]]] = [{} for _ in jobs]
         self.traffic: list[int | None] = [None for _ in jobs]
         self.answer: list[int] = []
@@ -119,7 +120,8 @@ class _Run:
             assert process.stdin is not None
             process.stdin.write(job.to_json() + "\n")
             process.stdin.flush()
-            threading.Thread(target=self._read, args=(rank, process), daemon=True).start()
+            self.readers.append(threading.Thread(target=self._read, args=(rank, process), daemon=True))
+            self.readers[-1].start()
 
     def result(self) -> PrivateResult:
         """Wait for the end and put the account together."""
@@ -155,14 +157,17 @@ class _Run:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        for reader in self.readers:
+            reader.join()
 
     def _read(self, rank: int, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
-        for line in process.stdout:
-            try:
-                self.events.put((rank, json.loads(line)))
-            except ValueError:
-                continue  # a library's own word on standard output
+        with process.stdout:
+            for line in process.stdout:
+                try:
+                    self.events.put((rank, json.loads(line)))
+                except ValueError:
+                    continue  # a library's own word on standard output
         process.wait()
         self.events.put((rank, None))
 

@@ -1,0 +1,110 @@
+"""Bad input and lost parties: one sentence, exit code 2, soon."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("spu")
+
+from aero.errors import AeroError
+from aero.private.launch import local_parties, run_local
+from aero.private.messages import Event, PartyJob
+from aero.private.protocols import protocol_named
+from aero.private.watch import free_ports
+
+
+def aero(*arguments: str, timeout: float = 120.0) -> subprocess.CompletedProcess[str]:
+    code = "from aero.cli import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=timeout, check=False
+    )
+
+
+def refused(done: subprocess.CompletedProcess[str], words: str) -> None:
+    assert done.returncode == 2, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("aero: ")
+    assert words in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["generate", "no/such/folder", "--prompt", "x"], "no model folder no/such/folder"),
+        (["bench", "gpt2-tiny", "--protocol", "spdz"], "Unknown protocol 'spdz'"),
+        (["bench", "gpt2-tiny", "--protocol", "semi2k"], "semi2k-insecure"),
+        (["bench", "gpt2-tiny:SM+XYZ"], "unknown architecture"),
+        (["bench", "gpt2-tiny", "--tokens", "129"], "context is 128"),
+        (["bench", "gpt2-tiny", "--embedding", "public"], "Unknown embedding"),
+        (["generate", "gpt2-tiny", "--prompt", "x"], "no tokenizer"),
+        (["party", "--rank", "0", "--parties", "127.0.0.1:1000"], "3 parties"),
+        (["bench", "gpt2-small", "--protocol", "cheetah", "--tokens", "128"], "GiB"),
+    ],
+)
+def test_bad_input_is_one_sentence(arguments: list[str], words: str) -> None:
+    refused(aero("private", *arguments), words)
+
+
+def test_an_empty_prompt_and_a_damaged_model(tmp_path: Path) -> None:
+    import torch
+
+    from aero.config import gpt2_tiny
+    from aero.model import AeroConfig, AeroForCausalLM
+
+    torch.manual_seed(0)
+    AeroForCausalLM(AeroConfig.of(gpt2_tiny())).save_pretrained(tmp_path)
+    refused(aero("private", "generate", str(tmp_path), "--prompt", ""), "prompt is empty")
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+    refused(aero("private", "bench", str(tmp_path), "--tokens", "4"), "truncated")
+
+
+def test_a_port_in_use_is_named() -> None:
+    ports = free_ports(1)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", ports[0]))
+        taken.listen()
+        done = aero("private", "bench", "gpt2-tiny", "--tokens", "4", "--port", str(ports[0]))
+    refused(done, f"127.0.0.1:{ports[0]}")
+
+
+def test_a_party_that_never_shows_up_is_named_with_the_time_limit() -> None:
+    ports = free_ports(6)
+    addresses = ",".join(f"127.0.0.1:{port}" for port in ports[::2])
+    done = aero("private", "party", "--rank", "2", "--parties", addresses, "--wait", "3")
+    assert done.returncode == 2
+    assert "did not show up within 3 s" in done.stderr
+    assert "Party model" in done.stderr
+
+
+@pytest.mark.parametrize("victim", [0, 1, 2])
+def test_a_party_killed_mid_run_ends_the_others(victim: int) -> None:
+    job = PartyJob(
+        protocol="aby3",
+        parties=local_parties(protocol_named("aby3"), None),
+        rank=0,
+        wait_seconds=60.0,
+        new_tokens=100,
+    )
+    killed: list[float] = []
+
+    def kill(event: Event) -> None:
+        if event["kind"] == "token" and not killed:
+            children = Path(f"/proc/{os.getpid()}/task/{threading.get_native_id()}/children").read_text().split()
+            killed.append(time.monotonic())
+            os.kill(int(children[-3:][victim]), signal.SIGKILL)
+
+    role = protocol_named("aby3").roles[victim]
+    with pytest.raises(AeroError, match=rf"Party {role} was killed \(signal 9\)"):
+        run_local(job, model="gpt2-tiny:SM+ScFuFFN", prompt=[1, 2, 3], on_event=kill)
+    assert time.monotonic() - killed[0] < 30.0

@@ -1,0 +1,94 @@
+"""Real parties, real links: every protocol against plaintext, the account against the operating system's counters."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+pytest.importorskip("spu")
+
+from aero.eliminate import plain
+from aero.eliminate.source import folded
+from aero.private.document import document
+from aero.private.launch import PrivateResult, local_parties, run_local
+from aero.private.messages import PartyJob
+from aero.private.protocols import PROTOCOLS, protocol_named
+
+PROMPT = [3, 1401, 59, 265, 35, 897, 932, 384]
+FRAMING = 400
+"""Bytes that the transport adds to each message (HTTP headers and its own), at most; and once a connection, 8 KiB."""
+
+
+def answer(protocol: str, model: str, *, new_tokens: int = 3) -> PrivateResult:
+    job = PartyJob(
+        protocol=protocol,
+        parties=local_parties(protocol_named(protocol), None),
+        rank=0,
+        wait_seconds=120.0,
+        new_tokens=new_tokens,
+        keep_logits=True,
+    )
+    return run_local(job, model=model, prompt=PROMPT)
+
+
+def exact(model: str, tokens: list[int]) -> np.ndarray:
+    return plain.logits(folded(model, seed=0), np.array([*PROMPT, *tokens[:-1]]))[len(PROMPT) - 1 :]
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_private_answer_is_the_plaintext_answer(protocol: str) -> None:
+    model = "gpt2-tiny:SM+ScFuFFN"
+    result = answer(protocol, model)
+    expected = exact(model, result.answer)
+    assert result.logits is not None
+    assert np.abs(result.logits - expected).max() < 2e-3
+    assert result.answer == expected.argmax(1).tolist()
+    assert len(result.tokens) == 2
+    # The operating system sees every byte of the account, and nothing but framing more.
+    assert result.system_bytes is not None
+    for system, counted, messages in zip(
+        result.system_bytes, result.counted_bytes, result.counted_messages, strict=True
+    ):
+        assert 0 <= system - counted <= FRAMING * messages + 64 * 1024
+
+
+@pytest.mark.parametrize("model", ["gpt2-tiny:SM+LN+G", "llama-tiny", "llama-tiny:static+bilinear"])
+def test_both_families_with_and_without_nonlinearities(model: str) -> None:
+    result = answer("aby3", model)
+    expected = exact(model, result.answer)
+    assert result.logits is not None
+    assert np.abs(result.logits - expected).max() < 5e-3
+    assert result.answer == expected.argmax(1).tolist()
+
+
+def test_bytes_are_the_same_in_every_run_and_the_document_holds_no_secret() -> None:
+    model = "gpt2-tiny:SM+ScFuFFN"
+    first, second = (answer("aby3", model, new_tokens=2) for _ in range(2))
+    for one, other in (
+        (first.prefill, second.prefill),
+        (first.setup, second.setup),
+        (first.tokens[0], second.tokens[0]),
+    ):
+        assert one.total_bytes == other.total_bytes
+        # Which party sends a truncation's correction depends on timing in the engine; the sum does not.
+        assert sum(one.bytes_by_party) == sum(other.bytes_by_party) == one.total_bytes
+    written = document(
+        first, model=model, tokens=len(PROMPT), new_tokens=2, embedding="private", seed=0, max_abs_error=None
+    )
+    for key in (
+        "total_bytes",
+        "rounds",
+        "seconds",
+        "offline",
+        "trust_model",
+        "model",
+        "tokens",
+        "protocol",
+        "operators",
+    ):
+        assert key in written
+    text = json.dumps(written)
+    assert str(PROMPT)[1:-1] not in text
+    assert sum(cost["bytes"] for cost in written["operators"]) == written["total_bytes"]
