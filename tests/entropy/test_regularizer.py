@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,8 +12,8 @@ from tests.reference.entropy import penalty
 from tests.reference.entropy_released import released_penalty
 from torch import Tensor
 
-from aero.entropy import EntropyRegularizer, EntropyRegularizerConfig, reachable_entropy
-from aero.entropy.regularizer import Maximum, Reduction, entropy_with_epsilon
+from aero.entropy import AdaptiveStrength, EntropyRegularizer, EntropyRegularizerConfig, reachable_entropy
+from aero.entropy.regularizer import Maximum, Reduction, Strengths, entropy_with_epsilon
 
 LAYERS, HEADS, BATCH, CONTEXT = 3, 4, 2, 16
 
@@ -111,6 +112,23 @@ def test_the_mean_does_not_depend_on_the_batch_and_the_sum_grows_with_it() -> No
         assert float(module(doubled).detach()) == pytest.approx(factor * float(module(entropies()).detach()), rel=1e-12)
 
 
+@pytest.mark.parametrize("strengths", ["fixed", "learned"])
+@pytest.mark.parametrize("maximum", ["log_context", "reachable"])
+def test_a_batch_is_the_mean_of_its_parts(maximum: Maximum, strengths: Strengths) -> None:
+    config = EntropyRegularizerConfig(layers=LAYERS, heads=HEADS, strength=0.5, gamma=0.1, maximum=maximum)
+    module = EntropyRegularizer(replace(config, strengths=strengths)).double()
+    batch = [torch.cat(pair) for pair in zip(entropies(3), entropies(4), strict=True)]
+    module(batch).backward()
+    whole = [parameter.grad.clone() for parameter in module.parameters() if parameter.grad is not None]
+    module.zero_grad()
+    for row in range(2 * BATCH):
+        (module([layer[row : row + 1] for layer in batch]) / (2 * BATCH)).backward()
+    parts = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+    assert len(whole) == len(list(module.parameters()))
+    for one, other in zip(parts, whole, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-15)
+
+
 def test_heads_inside_the_band_cost_nothing() -> None:
     module = EntropyRegularizer(EntropyRegularizerConfig(layers=1, heads=1, gamma=0.2, strength=1.0))
     inside = torch.full((1, 1, CONTEXT), 0.59 * math.log(CONTEXT))
@@ -146,7 +164,8 @@ def test_evaluation_adds_nothing() -> None:
 
 def test_thresholds_are_saved_and_not_decayed() -> None:
     module = regularizer("log_context", "mean")
-    assert set(module.state_dict()) == {"thresholds"} == set(module.no_weight_decay)
+    assert set(module.state_dict()) == {"thresholds"}
+    assert set(module.state_dict()) <= module.no_weight_decay
     other = EntropyRegularizer(module.config).double()
     other.load_state_dict(module.state_dict())
     assert float(other(entropies()).detach()) == float(module(entropies()).detach())
@@ -158,6 +177,8 @@ def test_thresholds_are_saved_and_not_decayed() -> None:
         {"maximum": "most"},
         {"reduction": "sum"},
         {"sharing": "heads"},
+        {"strengths": "free"},
+        {"gamma": 0.0, "schedule": AdaptiveStrength(anchor=1)},
         {"layers": 0},
         {"gamma": -0.1},
         {"strength": math.nan},

@@ -39,7 +39,10 @@ def penalty(
     reachable: bool,
     per_query: bool,
 ) -> float:
-    """Algorithm 1 of arXiv 2501.03489 (``per_query`` False), or summed over batch and queries; thresholds [L, H]."""
+    """Algorithm 1 of arXiv 2501.03489 on each sequence, averaged over the batch; ``per_query``: summed over queries.
+
+    thresholds: [L, H].
+    """
     layers, heads = thresholds.shape
     total = 0.0
     for layer in range(layers):
@@ -50,10 +53,12 @@ def penalty(
             if per_query:
                 cases = [(float(entropies[layer][b, head, i]), rows[i]) for b in range(batch) for i in range(context)]
             else:
-                values = [float(entropies[layer][b, head, i]) for b in range(batch) for i in range(context)]
-                cases = [(sum(values) / len(values), sum(rows) / context)]
+                means = [
+                    sum(float(entropies[layer][b, head, i]) for i in range(context)) / context for b in range(batch)
+                ]
+                cases = [(mean, sum(rows) / context) for mean in means]
             for value, maximum in cases:
                 delta = value - threshold * maximum
                 if abs(delta) > gamma * maximum:
-                    total += delta * delta / heads
+                    total += delta * delta / heads / (1 if per_query else batch)
     return strength * total / layers

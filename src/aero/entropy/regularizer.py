@@ -6,27 +6,34 @@ strength that they report only means something with the reduction it was used wi
 =================  =======================================  ==========================================
                    Algorithm 1 (``mean``)                   released code (``per_query_sum``)
 =================  =======================================  ==========================================
-entropy            mean of a head over queries and batch    one for each query
-penalty            delta^2 where |delta| > tolerance        the same, summed over batch and queries
+entropy            mean of a head over a sequence's queries one for each query
+penalty            delta^2 where |delta| > tolerance,       the same, summed over batch and queries
+                   averaged over the batch
 thresholds         one for each head of each layer          one for each head, shared by the layers
 =================  =======================================  ==========================================
+
+``mean`` is taken sequence by sequence. The square of a batch's mean would depend on the batch's size, by the variance
+of its sequences, and parts of a batch would not add up; this way the penalty of a batch is the mean of its sequences'
+penalties, however they are spread over micro-batches and processes.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from aero.entropy.reachable import reachable_entropy, reachable_row_entropy
+from aero.entropy.strength import AdaptiveStrength, ConstantStrength, StrengthSchedule
 
 Maximum = Literal["log_context", "reachable"]
 Reduction = Literal["mean", "per_query_sum"]
 Sharing = Literal["none", "layers"]
+Strengths = Literal["fixed", "learned"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +50,8 @@ class EntropyRegularizerConfig:
     sharing: ``layers`` shares one threshold a head between all layers, as the released code does.
     threshold_init: every threshold at the start. The papers do not say; learned ones end between 0.20 and 0.52 of ln T,
         and 0.4 puts that range inside the default tolerance, so that no healthy head is pushed at the start.
+    strengths: ``fixed`` gives every head the same; ``learned`` one of its own (see ``EntropyRegularizer.strengths``).
+    schedule: how the strength changes while training; all but the constant one need ``set_step``.
     """
 
     layers: int
@@ -53,9 +62,12 @@ class EntropyRegularizerConfig:
     reduction: Reduction = "mean"
     sharing: Sharing = "none"
     threshold_init: float = 0.4
+    strengths: Strengths = "fixed"
+    schedule: StrengthSchedule = field(default_factory=ConstantStrength)
 
     def __post_init__(self) -> None:
-        for name, allowed in (("maximum", Maximum), ("reduction", Reduction), ("sharing", Sharing)):
+        choices = (("maximum", Maximum), ("reduction", Reduction), ("sharing", Sharing), ("strengths", Strengths))
+        for name, allowed in choices:
             if getattr(self, name) not in get_args(allowed):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(allowed))}, not {getattr(self, name)!r}")
         for name in ("layers", "heads"):
@@ -65,6 +77,8 @@ class EntropyRegularizerConfig:
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name} must be finite and not negative, not {value}")
+        if isinstance(self.schedule, AdaptiveStrength) and self.gamma == 0:
+            raise ValueError("gamma must be positive with an adaptive strength, which is measured in tolerances")
 
     @classmethod
     def released(cls, *, layers: int, heads: int, strength: float = 1e-5) -> EntropyRegularizerConfig:
@@ -77,16 +91,61 @@ class EntropyRegularizer(nn.Module):
 
     Thresholds get a gradient from heads outside their band only, towards the head's entropy: band and head meet.
     They are shares of the maximum entropy, not weights: weight decay would pull them to 0, hence ``no_weight_decay``.
+
+    thresholds: [L, H], or [H] where the layers share them.
+    strength_logits: [L, H], or None with fixed strengths.
+    anchor: buffer [L, H], NaN until it is known; None unless the schedule is adaptive.
     """
 
-    no_weight_decay = frozenset({"thresholds"})
+    no_weight_decay = frozenset({"thresholds", "strength_logits"})
     """Names of the parameters, relative to this module, that the optimizer must not decay."""
+
+    strength_logits: nn.Parameter | None
+    anchor: Tensor | None
 
     def __init__(self, config: EntropyRegularizerConfig) -> None:
         super().__init__()
         self.config = config
-        shape = (config.layers, config.heads) if config.sharing == "none" else (config.heads,)
+        each = (config.layers, config.heads)
+        shape = each if config.sharing == "none" else each[1:]
         self.thresholds = nn.Parameter(torch.full(shape, config.threshold_init))
+        logits = nn.Parameter(torch.zeros(each)) if config.strengths == "learned" else None
+        self.register_parameter("strength_logits", logits)
+        adaptive = isinstance(config.schedule, AdaptiveStrength)
+        self.register_buffer("anchor", torch.full(each, math.nan) if adaptive else None)
+        self._observed: list[Tensor] = []
+        # A tensor, so that a compiled step is not compiled anew whenever the strength changes; not a buffer, because
+        # distributed wrappers send buffers around and every process knows the step.
+        self._factor = torch.tensor(1.0)
+        self._step = 0
+        self.set_step(0)
+
+    @property
+    def strengths(self) -> Tensor:
+        """The strength of every head before the schedule, [L, H].
+
+        Learned strengths are ``strength`` times L H softmax(strength_logits): positive, and their mean over the heads
+        is always ``strength``, so they cannot vanish. They climb the penalty that everything else descends. If they
+        descended too, they would gather on the heads that need no penalty and so switch it off; climbing, they leave
+        the heads inside their band for those that stay outside, as multipliers of a constraint do.
+        """
+        if self.strength_logits is None:
+            return self.thresholds.new_full((self.config.layers, self.config.heads), self.config.strength)
+        shares = self.strength_logits.flatten().softmax(0).view_as(self.strength_logits)
+        return self.config.strength * shares.numel() * shares
+
+    def set_step(self, step: int) -> None:
+        """Tell the schedule which training step comes, 0 for the first; every process of a run calls this alike.
+
+        Right after an adaptive schedule's anchor step this averages the anchor over all processes: the only time that
+        the regulariser synchronises anything. Raises ValueError past an anchor step at which nothing was seen.
+        """
+        schedule = self.config.schedule
+        self._step = step
+        factor = schedule.factor(step)
+        self._factor = self._factor.to(self.thresholds.device).fill_(factor)
+        if isinstance(schedule, AdaptiveStrength) and step > schedule.anchor:
+            self._settle(schedule.anchor)
 
     def forward(self, entropies: Sequence[Tensor]) -> Tensor:
         """The penalty while training; 0 in evaluation, where the loss is to be the language model's alone.
@@ -103,32 +162,63 @@ class EntropyRegularizer(nn.Module):
         self._check(entropies)
         config = self.config
         context = entropies[0].shape[-1]
-        total = self.thresholds.new_zeros(())
-        for index, entropy in enumerate(entropies):
-            thresholds = self.thresholds[index] if config.sharing == "none" else self.thresholds
-            if config.reduction == "mean":
-                delta, tolerance = self._head_delta(entropy, thresholds, context)
-            else:
-                delta, tolerance = self._query_delta(entropy, thresholds, context)
-            outside = torch.where(delta.abs() > tolerance, delta, 0.0)
-            total = total + outside.square().sum() / config.heads
-        return config.strength * total / config.layers
+        means = torch.stack([entropy.mean(-1) for entropy in entropies])
+        if config.reduction == "mean":
+            excess = self._head_excess(means, context)
+        else:
+            excess = torch.stack([self._query_excess(entropy, index) for index, entropy in enumerate(entropies)])
+        if self.anchor is not None:
+            excess = excess * self._drift(means.detach(), context)
+        heads = excess.mean(1) if config.reduction == "mean" else excess.sum(1)
+        strengths = self.strengths
+        if self.strength_logits is not None:
+            # The value of the strengths and the gradient of minus them: who descends the penalty makes them climb.
+            strengths = 2 * strengths.detach() - strengths
+        return self._factor.to(heads.dtype) * (strengths * heads).sum() / heads.numel()
 
     def extra_repr(self) -> str:
         """The configuration, for ``print(module)``."""
         return str(self.config)
 
-    def _head_delta(self, entropy: Tensor, thresholds: Tensor, context: int) -> tuple[Tensor, float | Tensor]:
-        """Mean entropy minus threshold of each head, [H], and the tolerance."""
-        reachable = self.config.maximum == "reachable"
-        maximum = reachable_entropy(context) if reachable else math.log(context)
-        return entropy.mean(dim=(0, 2)) - thresholds * maximum, self.config.gamma * maximum
+    def _head_excess(self, means: Tensor, context: int) -> Tensor:
+        """Squared distances outside the band, [L, B, H], of the heads' means over each sequence, [L, B, H]."""
+        maximum = reachable_entropy(context) if self.config.maximum == "reachable" else math.log(context)
+        thresholds = self.thresholds[:, None] if self.config.sharing == "none" else self.thresholds
+        return _outside(means - thresholds * maximum, self.config.gamma * maximum)
 
-    def _query_delta(self, entropy: Tensor, thresholds: Tensor, context: int) -> tuple[Tensor, float | Tensor]:
-        """Entropy minus threshold of each query, [B, H, T], and the tolerance, [T] or one number."""
+    def _query_excess(self, entropy: Tensor, layer: int) -> Tensor:
+        """Squared distances outside the band of each query, summed over a sequence: [B, H] from [B, H, T]."""
+        context = entropy.shape[-1]
         reachable = self.config.maximum == "reachable"
         maximum = reachable_row_entropy(context, entropy) if reachable else entropy.new_full((), math.log(context))
-        return entropy - thresholds[:, None] * maximum, self.config.gamma * maximum
+        thresholds = self.thresholds[layer] if self.config.sharing == "none" else self.thresholds
+        return _outside(entropy - thresholds[:, None] * maximum, self.config.gamma * maximum).sum(-1)
+
+    def _drift(self, means: Tensor, context: int) -> Tensor:
+        """The adaptive schedule's factor for every head of every sequence, [L, B, H]; 0 while there is no anchor."""
+        schedule, anchor = self.config.schedule, self.anchor
+        assert isinstance(schedule, AdaptiveStrength)
+        assert anchor is not None
+        if self.training and self._step == schedule.anchor:
+            self._observed.append(means.mean(1).to(anchor.dtype))
+        maximum = reachable_entropy(context) if self.config.maximum == "reachable" else math.log(context)
+        tolerance = self.config.gamma * maximum
+        moved = ((means - anchor[:, None].to(means.dtype)).abs() / tolerance).clamp(max=schedule.limit)
+        return torch.where(anchor[:, None].isnan(), 0.0, moved)
+
+    @torch.no_grad()
+    def _settle(self, step: int) -> None:
+        """Make what the micro-batches of the anchor step showed the anchor."""
+        assert self.anchor is not None
+        if self._observed:
+            total = torch.stack(self._observed).mean(0)
+            self._observed = []
+            if torch.distributed.is_available() and torch.distributed.is_initialized():
+                torch.distributed.all_reduce(total)
+                total /= torch.distributed.get_world_size()
+            self.anchor.copy_(total)
+        elif self._step == step + 1 and bool(self.anchor.isnan().any()):
+            raise ValueError(f"no sequence was seen at step {step}, to which the adaptive strength is anchored")
 
     def _check(self, entropies: Sequence[Tensor]) -> None:
         config = self.config
@@ -137,6 +227,11 @@ class EntropyRegularizer(nn.Module):
             raise ValueError(f"expected the entropies of {config.layers} layers, not of {len(entropies)}")
         if any(len(shape) != 3 or shape[1] != config.heads or shape != shapes[0] for shape in shapes):
             raise ValueError(f"expected [batch, {config.heads}, context] from every layer, not {shapes}")
+
+
+def _outside(delta: Tensor, tolerance: float | Tensor) -> Tensor:
+    """delta^2 where it is outside the tolerance, else 0 with gradient 0."""
+    return torch.where(delta.abs() > tolerance, delta, 0.0).square()
 
 
 def entropy_with_epsilon(probabilities: Tensor, epsilon: float = 1e-9) -> Tensor:
