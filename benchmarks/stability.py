@@ -4,6 +4,7 @@
 
 A row is a name of ``aero.config.architecture`` with changes behind an @, several joined by +: ``alpha=1``, ``beta=1``,
 ``std=0.02`` (all weights), ``temperature=0.01``, ``final_norm=remove``, ``weight_norm=ffn``, ``spectral_norm=ffn``,
+``rate=1`` (factor on the learning rate of every layer's linears, in place of the model's own),
 ``entropy=mean`` or ``entropy=per_query_sum`` (the regulariser, lambda 1e-5, gamma 0.2).
 
 Data: Python source of the running environment (``stability_corpus.py``). Recipe: arXiv 2501.03489, section 5: AdamW at
@@ -35,7 +36,7 @@ from aero.entropy import EntropyRegularizer, EntropyRegularizerConfig, bucket_sh
 from aero.entropy.regularizer import Reduction
 from aero.files import write_json
 from aero.model.decoder import Decoder
-from aero.model.init import start_alpha, undecayed
+from aero.model.init import learning_rate_factors, start_alpha, undecayed
 from aero.model.norm import set_static_blend
 from stability_corpus import Corpus, batches, load_corpus
 
@@ -60,11 +61,13 @@ WARM_UP = 0.05
 
 @dataclass(frozen=True)
 class Row:
-    """One model to train: the text it was named by, its configuration, the regulariser's reduction or None."""
+    """One model to train: the text it was named by, its configuration, the regulariser's reduction or None, and the
+    factor on the learning rate of the layers' linears, None for the model's own."""
 
     name: str
     config: ModelConfig
     entropy: Reduction | None
+    rate: float | None
 
 
 def parse_row(name: str, shape: ModelConfig) -> Row:
@@ -73,11 +76,14 @@ def parse_row(name: str, shape: ModelConfig) -> Row:
     options: dict[str, Any] = {}
     settings: dict[str, float] = {}
     entropy: Reduction | None = None
+    rate: float | None = None
     fields = {"alpha": "alpha_init", "beta": "beta_init", "std": "init_std", "temperature": "temperature_init"}
     for change in filter(None, changes.split("+")):
         key, _, value = change.partition("=")
         if key in fields:
             settings[fields[key]] = float(value)
+        elif key == "rate":
+            rate = float(value)
         elif key == "final_norm" and value == "remove":
             options["final_norm"] = False
         elif key in ("weight_norm", "spectral_norm"):
@@ -87,7 +93,7 @@ def parse_row(name: str, shape: ModelConfig) -> Row:
         else:
             raise ValueError(f"unknown change {change!r} in row {name!r}")
     config = architecture(base, replace(shape, **cast(dict[str, Any], settings)), **options)
-    return Row(name, config, entropy)
+    return Row(name, config, entropy, rate)
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
@@ -118,7 +124,7 @@ def train(row: Row, corpus: Corpus, arguments: argparse.Namespace, seed: int) ->
         for layer in model.layers:
             layer.compile()
         loss_of = torch.compile(cross_entropy)
-    optimizer, parameters = make_optimizer(model, regularizer, arguments.lr, device)
+    optimizer, parameters = make_optimizer(row, model, regularizer, arguments.lr, device)
     source = batches(corpus.training, arguments.batch // arguments.accumulate, seed)
     losses = torch.full((steps,), math.nan, device=device)
     norms = torch.full((steps,), math.nan, device=device)
@@ -127,7 +133,7 @@ def train(row: Row, corpus: Corpus, arguments: argparse.Namespace, seed: int) ->
     started, first_nan, blend = time.perf_counter(), None, -1.0
     for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = arguments.lr * learning_rate(step, steps)
+            group["lr"] = arguments.lr * group["factor"] * learning_rate(step, steps)
         if static_blend(step, steps) != blend:
             blend = static_blend(step, steps)
             set_static_blend(model, blend)
@@ -159,6 +165,7 @@ def train(row: Row, corpus: Corpus, arguments: argparse.Namespace, seed: int) ->
     return {
         "row": row.name,
         "seed": seed,
+        "learning_rate_factors": sorted({group["factor"] for group in optimizer.param_groups}),
         "alpha_init": start_alpha(row.config) if row.config.layers[0].scaled else None,
         "first_nan_step": first_nan,
         "final_loss": sum(finite[-EVERY:]) / EVERY if survived else None,
@@ -197,16 +204,21 @@ def make_regularizer(row: Row, batch: int, device: torch.device) -> EntropyRegul
 
 
 def make_optimizer(
-    model: Decoder, regularizer: EntropyRegularizer | None, lr: float, device: torch.device
+    row: Row, model: Decoder, regularizer: EntropyRegularizer | None, lr: float, device: torch.device
 ) -> tuple[torch.optim.AdamW, list[nn.Parameter]]:
-    """AdamW, and the parameters it moves."""
-    free = undecayed(model)
-    decayed = [parameter for name, parameter in model.named_parameters() if name not in free]
-    kept = [parameter for name, parameter in model.named_parameters() if name in free]
+    """AdamW, and the parameters it moves; each group says its ``factor`` on the learning rate."""
+    free, factors = undecayed(model), learning_rate_factors(model)
+    if row.rate is not None:
+        linears = [module for layer in model.layers for module in layer.modules() if isinstance(module, nn.Linear)]
+        moved = {id(parameter) for linear in linears for parameter in linear.parameters()}
+        factors = {name: row.rate for name, parameter in model.named_parameters() if id(parameter) in moved}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        groups.setdefault((0.0 if name in free else 0.1, factors.get(name, 1.0)), []).append(parameter)
     if regularizer is not None:
-        kept += regularizer.parameters()
-    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": kept, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=lr, eps=1e-8, fused=device.type == "cuda"), decayed + kept
+        groups[(0.0, 1.0)] += regularizer.parameters()
+    parts = [{"params": group, "weight_decay": decay, "factor": factor} for (decay, factor), group in groups.items()]
+    return torch.optim.AdamW(parts, lr=lr, eps=1e-8, fused=device.type == "cuda"), sum(groups.values(), [])
 
 
 @torch.no_grad()

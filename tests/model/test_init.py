@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from aero.config import ModelConfig, architecture, architecture_names
-from aero.model import Decoder, default_alpha, undecayed
+from aero.model import Decoder, default_alpha, learning_rate_factors, undecayed
 from aero.model.norm import static_norms
 
 
@@ -21,18 +21,17 @@ def trained(config: ModelConfig, steps: int, rate: float = 1e-3) -> list[float]:
     """Losses of ``steps`` steps of AdamW on text whose next byte the last one gives, as the papers' recipe sets it."""
     torch.manual_seed(0)
     decoder = Decoder(config)
-    alone = undecayed(decoder)
-    named = list(decoder.named_parameters())
+    alone, factors = undecayed(decoder), learning_rate_factors(decoder)
     groups: list[dict[str, Any]] = [
-        {"params": [parameter for name, parameter in named if name not in alone], "weight_decay": 0.1},
-        {"params": [parameter for name, parameter in named if name in alone], "weight_decay": 0.0},
+        {"params": [parameter], "weight_decay": 0.0 if name in alone else 0.1, "factor": factors.get(name, 1.0)}
+        for name, parameter in decoder.named_parameters()
     ]
     optimizer = torch.optim.AdamW(groups, lr=rate)
     generator = torch.Generator().manual_seed(1)
     losses = []
     for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = rate * min(1.0, (step + 1) / (0.05 * steps))
+            group["lr"] = rate * group["factor"] * min(1.0, (step + 1) / (0.05 * steps))
         batch = text(config, generator)
         loss = functional.cross_entropy(decoder(batch).logits[:, :-1].flatten(0, 1), batch[:, 1:].flatten())
         optimizer.zero_grad()
@@ -135,3 +134,17 @@ def test_static_norms_start_ordinary() -> None:
     norms = [norm for _, norm in static_norms(Decoder(architecture("static+fused", gpt())))]
     assert len(norms) == 5
     assert all(norm.phase == "ordinary" and norm.constant.item() == 1.0 for norm in norms)
+
+
+def test_matrices_of_branches_without_a_norm_learn_more_slowly_the_wider_they_are() -> None:
+    shape = gpt(width=256, head_size=64)
+    assert learning_rate_factors(Decoder(shape)) == {}
+    assert learning_rate_factors(Decoder(architecture("static+bilinear", shape))) == {}
+    assert set(learning_rate_factors(Decoder(architecture("SM", gpt()))).values()) == {1.0}
+    factors = learning_rate_factors(Decoder(architecture("SM(t)+ScFuFFN", shape)))
+    assert set(factors.values()) == {0.25}
+    slow = {name.partition(".")[2].partition(".")[2].rpartition(".")[0] for name in factors}
+    assert slow == {"attention.q", "attention.k", "attention.v", "attention.o", "feedforward.fused"}
+    mixed = replace(architecture("SM+R", shape).layers[0], attention_norm="layernorm")
+    factors = learning_rate_factors(Decoder(replace(shape, layers=(mixed,) * shape.depth)))
+    assert {name.split(".")[2] for name in factors} == {"feedforward"}

@@ -44,7 +44,7 @@ def model_of(row: str) -> AeroForCausalLM:
 def test_only_matrices_decay(row: str) -> None:
     model = model_of(row)
     regularizer = EntropyRegularizer(EntropyRegularizerConfig(layers=2, heads=2))
-    decayed, spared = parameter_groups(model, regularizer, 0.1)
+    decayed, spared = parameter_groups(model, regularizer, learning_rate=1e-3, weight_decay=0.1)
     assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
     expected = {
         id(parameter)
@@ -55,6 +55,17 @@ def test_only_matrices_decay(row: str) -> None:
     rest = {id(parameter) for parameter in model.parameters()} - expected | {id(regularizer.thresholds)}
     assert {id(parameter) for parameter in spared["params"]} == rest
     assert len(decayed["params"]) + len(spared["params"]) == len(expected) + len(rest)
+
+
+def test_linears_without_a_norm_learn_at_a_share_of_the_rate() -> None:
+    wide = replace(SHAPE, width=128, head_size=64)
+    model = AeroForCausalLM(AeroConfig.of(architecture("SM+ScFuFFN", wide)))
+    groups = parameter_groups(model, None, learning_rate=1e-3, weight_decay=0.1)
+    rates = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
+    assert len(rates) == len(list(model.parameters()))
+    for name, parameter in model.named_parameters():
+        slow = "attention." in name or "feedforward." in name
+        assert rates[id(parameter)] == pytest.approx(5e-4 if slow else 1e-3), name
 
 
 @pytest.fixture(scope="module")

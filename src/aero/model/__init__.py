@@ -6,7 +6,7 @@ from aero.model.cache import Cache, KeyValueCache
 from aero.model.decoder import Decoder, DecoderOutput, Layer
 from aero.model.huggingface import AeroConfig, AeroForCausalLM, AeroOutput
 from aero.model.importers import import_pretrained
-from aero.model.init import default_alpha, undecayed
+from aero.model.init import default_alpha, learning_rate_factors, undecayed
 from aero.model.load import load_pretrained
 from aero.model.norm import StaticNorm, set_static_blend, static_norms
 
@@ -22,6 +22,7 @@ __all__ = [
     "StaticNorm",
     "default_alpha",
     "import_pretrained",
+    "learning_rate_factors",
     "load_pretrained",
     "set_static_blend",
     "static_norms",

@@ -1,7 +1,7 @@
 """Where the weights start: the one place that decides whether a model without norms trains.
 
 Every model starts as GPT-2 does: N(0, init_std), biases 0, and the matrices that write to the residual stream smaller
-by sqrt(2 L) for L layers. Norms start at 1. Two things are particular to layers without a norm:
+by sqrt(2 L) for L layers. Norms start at 1. Three things are particular to layers without a norm:
 
 - They keep that small start. Setting each matrix to keep the scale of what it reads (standard deviation 1/sqrt(d))
   looks better founded and is worse: with nothing to divide by, the gains of L layers multiply, and a softmax-only model
@@ -10,6 +10,8 @@ by sqrt(2 L) for L layers. Norms start at 1. Two things are particular to layers
   does elsewhere: it starts at sqrt(2 L) and the matrix at init_std. The papers do not say where alpha and beta start;
   from alpha = 1 the same learning rate moves the branch sqrt(2 L) times as far a step, and branches of two matrices
   diverge at 12 layers.
+- Their matrices learn more slowly the wider they are (``learning_rate_factors``): at 768 wide no start survives a rate
+  of 1e-3 on every matrix.
 """
 
 from __future__ import annotations
@@ -26,6 +28,9 @@ from aero.config import ModelConfig
 
 if TYPE_CHECKING:
     from aero.model.decoder import Decoder, Layer
+
+FULL_RATE_WIDTH = 64
+"""Width up to which the linears of branches without a norm take the full learning rate."""
 
 
 def default_alpha(config: ModelConfig) -> float:
@@ -82,6 +87,34 @@ def undecayed(module: nn.Module) -> set[str]:
         for name, parameter in module.named_parameters()
         if parameter.ndim < 2 or name.endswith(("log_temperature", "parametrizations.weight.original0"))
     }
+
+
+def learning_rate_factors(module: nn.Module) -> dict[str, float]:
+    """Factor on the learning rate for the parameters of ``module`` that need one, by name; the others have 1.
+
+    The linears of a branch without a norm learn ``FULL_RATE_WIDTH`` / d times as fast (never faster): d = 768 makes 1e-3 a
+    twelfth of it. Scalars (alpha, beta, slopes) and temperatures keep the full rate, and so do branches whose norm
+    becomes static: until then it bounds them.
+
+    Adam moves every entry of a matrix by about the learning rate, and early in training all in one direction, so that
+    n steps change what the matrix adds to its output by n * lr * d times its input. Behind a norm that is a bounded
+    amount; without, it is a gain, and the gains of all layers multiply. docs/model.md has what happens at the full rate.
+    """
+    from aero.model.decoder import Layer
+
+    factors: dict[str, float] = {}
+    for prefix, block in module.named_modules():
+        if not isinstance(block, Layer):
+            continue
+        branches = (("attention", block.config.attention_norm), ("feedforward", block.config.feedforward_norm))
+        for branch, norm in branches:
+            if norm != "none":
+                continue
+            for name, _ in block.get_submodule(branch).named_parameters():
+                if not name.endswith(("log_temperature", "slope")):
+                    width = block.attention.o.out_features
+                    factors[".".join(filter(None, (prefix, branch, name)))] = min(1.0, FULL_RATE_WIDTH / width)
+    return factors
 
 
 def _fill(linear: nn.Linear, std: float) -> None:

@@ -19,7 +19,7 @@ from transformers import Trainer, TrainingArguments
 
 from aero.entropy import EntropyRegularizer
 from aero.errors import AeroError
-from aero.model import AeroForCausalLM, undecayed
+from aero.model import AeroForCausalLM, learning_rate_factors, undecayed
 from aero.train.recipes import Recipe
 
 REGULARIZER = "entropy_regularizer.safetensors"
@@ -46,16 +46,23 @@ def collate(rows: Sequence[NDArray[Any]]) -> dict[str, Tensor]:
     return {"input_ids": tokens, "labels": tokens}
 
 
-def parameter_groups(model: nn.Module, regularizer: nn.Module | None, weight_decay: float) -> list[dict[str, Any]]:
-    """AdamW's groups: matrices decay; norms, biases, scales, slopes, temperatures and thresholds do not."""
-    without = undecayed(model)
-    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    spared = [parameter for name, parameter in trained if name in without]
+def parameter_groups(
+    model: nn.Module, regularizer: nn.Module | None, *, learning_rate: float, weight_decay: float
+) -> list[dict[str, Any]]:
+    """AdamW's groups. Matrices decay; norms, biases, scales, slopes, temperatures and thresholds do not. The linears of
+    branches without a norm learn at a share of the rate (``learning_rate_factors``)."""
+    without, factors = undecayed(model), learning_rate_factors(model)
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {(weight_decay, 1.0): [], (0.0, 1.0): []}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            key = (0.0 if name in without else weight_decay, factors.get(name, 1.0))
+            groups.setdefault(key, []).append(parameter)
     if regularizer is not None:
-        spared += list(regularizer.parameters())
+        groups[0.0, 1.0] += regularizer.parameters()
     return [
-        {"params": [parameter for name, parameter in trained if name not in without], "weight_decay": weight_decay},
-        {"params": spared, "weight_decay": 0.0},
+        {"params": parameters, "weight_decay": decay, "lr": learning_rate * factor}
+        for (decay, factor), parameters in groups.items()
+        if parameters
     ]
 
 
@@ -85,7 +92,9 @@ class AeroTrainer(Trainer):
             recipe = self.recipe
             chosen = self.model if model is None else model
             assert chosen is not None
-            groups = parameter_groups(chosen, self.regularizer, recipe.weight_decay)
+            groups = parameter_groups(
+                chosen, self.regularizer, learning_rate=recipe.learning_rate, weight_decay=recipe.weight_decay
+            )
             self.optimizer = torch.optim.AdamW(
                 groups, lr=recipe.learning_rate, betas=recipe.betas, eps=recipe.epsilon, fused=True
             )
