@@ -14,13 +14,14 @@ from torch import nn
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from aero.config import LayerConfig, ModelConfig, architecture
-from aero.entropy import EntropyRegularizer, EntropyRegularizerConfig
+from aero.entropy import EntropyRegularizer, EntropyRegularizerConfig, attach
 from aero.errors import AeroError
 from aero.model import AeroConfig, AeroForCausalLM, set_static_blend, static_norms
 from aero.train.callbacks import StaticBlend
 from aero.train.corpus import load_manifest
+from aero.train.entropy_trainer import REGULARIZER
 from aero.train.evaluate import evaluate_perplexity, spread
-from aero.train.loop import REGULARIZER, AeroTrainer, checkpoints, parameter_groups, training_arguments
+from aero.train.loop import AeroTrainer, checkpoints, parameter_groups, training_arguments
 from aero.train.recipes import EntropySettings, Recipe, StaticSchedule
 from aero.train.tokenizer import load_sequences, load_tokenizer
 from aero.train.trainer import load_result, train
@@ -43,16 +44,18 @@ def model_of(row: str) -> AeroForCausalLM:
 @pytest.mark.parametrize("row", ["SM+LN+G", "SM+L", "SM(t)+ScFuFFN", "static+bilinear"])
 def test_only_matrices_decay(row: str) -> None:
     model = model_of(row)
-    regularizer = EntropyRegularizer(EntropyRegularizerConfig(layers=2, heads=2))
-    decayed, spared = parameter_groups(model, regularizer, learning_rate=1e-3, weight_decay=0.1)
-    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
     expected = {
         id(parameter)
         for name, parameter in model.named_parameters()
         if parameter.ndim == 2 and "temperature" not in name
     }
+    regularizer = EntropyRegularizer(EntropyRegularizerConfig(layers=2, heads=2, strengths="learned"))
+    attach(model, regularizer=regularizer)
+    decayed, spared = parameter_groups(model, learning_rate=1e-3, weight_decay=0.1)
+    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
     assert {id(parameter) for parameter in decayed["params"]} == expected
-    rest = {id(parameter) for parameter in model.parameters()} - expected | {id(regularizer.thresholds)}
+    rest = {id(parameter) for parameter in model.parameters()} - expected
+    assert {id(parameter) for parameter in regularizer.parameters()} <= rest
     assert {id(parameter) for parameter in spared["params"]} == rest
     assert len(decayed["params"]) + len(spared["params"]) == len(expected) + len(rest)
 
@@ -60,7 +63,7 @@ def test_only_matrices_decay(row: str) -> None:
 def test_linears_without_a_norm_learn_at_a_share_of_the_rate() -> None:
     wide = replace(SHAPE, width=128, head_size=64)
     model = AeroForCausalLM(AeroConfig.of(architecture("SM+ScFuFFN", wide)))
-    groups = parameter_groups(model, None, learning_rate=1e-3, weight_decay=0.1)
+    groups = parameter_groups(model, learning_rate=1e-3, weight_decay=0.1)
     rates = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
     assert len(rates) == len(list(model.parameters()))
     for name, parameter in model.named_parameters():

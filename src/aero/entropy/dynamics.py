@@ -1,4 +1,11 @@
-"""Reading a model's head entropies: one number a head, shares of four buckets, a verdict."""
+"""Reading a model's head entropies: one number a head, shares of four buckets, a verdict on a head and on the model.
+
+The rule for a head: its mean entropy over batch and queries, as a share of the largest that a causal head can have
+(``reachable_entropy``), is below 1/4: ``collapsed``; at least 3/4: ``overloaded``; between: ``healthy``. An entropy
+that is not finite is a collapse. These are the outer buckets of arXiv 2501.03489, section 3, with a maximum that does
+not move. A sharp head is no illness in itself: models with LayerNorm have 4 to 7 % of their heads in the lowest bucket.
+So a model is judged by shares, see ``verdict``.
+"""
 
 from __future__ import annotations
 
@@ -52,12 +59,24 @@ def bucket_shares(heads: Tensor, maximum: float | None = None) -> tuple[float, f
     return first, second, third, last
 
 
+def head_verdicts(heads: Tensor, context: int) -> list[list[Verdict]]:
+    """The verdict on every head, [L][H], from mean entropies [L, H] in nats; the rule is in the module's docstring."""
+    maximum = reachable_entropy(context)
+    return [[_head_verdict(entropy, maximum) for entropy in layer] for layer in heads.tolist()]
+
+
+def _head_verdict(entropy: float, maximum: float) -> Verdict:
+    if not entropy >= maximum / 4:  # NaN included
+        return "collapsed"
+    return "overloaded" if entropy >= 3 * maximum / 4 else "healthy"
+
+
 def verdict(heads: Tensor, context: int) -> Verdict:
     """What the heads' entropies say of a model with ``context`` positions.
 
-    Buckets are quarters of the largest entropy a causal head can have. ``collapsed``: at least ``TELLING_SHARE`` of the
-    heads are in the lowest; it is named first because it comes before divergence. ``overloaded``: as many are in the
-    highest, close to uniform attention. Else ``healthy``. A single entropy that is not finite is a collapse.
+    ``collapsed``: at least ``TELLING_SHARE`` of the heads are; it is named first because it comes before divergence.
+    ``overloaded``: as many are, close to uniform attention. Else ``healthy``. A single entropy that is not finite is a
+    collapse.
     """
     if not bool(heads.isfinite().all()):
         return "collapsed"

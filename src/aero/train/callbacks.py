@@ -10,6 +10,7 @@ from typing import Any
 from rich.progress import Progress
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from aero.entropy import EntropyRecord
 from aero.model import set_static_blend
 from aero.train.recipes import Recipe, StaticSchedule
 
@@ -32,7 +33,7 @@ class StaticBlend(TrainerCallback):
 
 
 class Report(TrainerCallback):
-    """Shows the run on a progress display and keeps the logged losses.
+    """Shows the run on a progress display, with its loss and head entropies, and keeps the logged losses.
 
     losses: {"step", "loss", "learning_rate"}; the loss is the mean of the objective since the entry before.
     """
@@ -41,6 +42,7 @@ class Report(TrainerCallback):
         self.progress = progress
         self.recipe = recipe
         self.losses: list[dict[str, float]] = []
+        self._entropy = ""
         self._task: Any = None
         self._started = 0.0
         self._first = 0
@@ -56,8 +58,13 @@ class Report(TrainerCallback):
         seconds = max(time.monotonic() - self._started, 1e-9)
         rate = (state.global_step - self._first) * self.recipe.batch * self.recipe.model.context / seconds
         loss = f"loss {self.losses[-1]['loss']:.3f}, " if self.losses else ""
-        text = f"Training {self.recipe.name}: {loss}{rate:,.0f} tokens/s"
+        text = f"Training {self.recipe.name}: {loss}{self._entropy}{rate:,.0f} tokens/s"
         self.progress.update(self._task, completed=state.global_step, description=text)
+
+    def show_entropy(self, record: EntropyRecord, context: int) -> None:
+        """Mention a record in the lines that follow."""
+        summary = record.summary(context)
+        self._entropy = f"entropy {summary['entropy/mean']:.2f} nats, {summary['entropy/collapsed']:.0%} collapsed, "
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         record = state.log_history[-1]

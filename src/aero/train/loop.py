@@ -1,4 +1,4 @@
-"""The Transformers library's ``Trainer`` with what AERO adds: schedules, the entropy penalty, a stop at NaN."""
+"""``EntropyTrainer`` for a recipe: AERO's optimizer and loading, whole checkpoints, a stop at NaN."""
 
 from __future__ import annotations
 
@@ -12,18 +12,16 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, load_model, save_file
+from safetensors.torch import load_model
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainingArguments
+from transformers import TrainingArguments
 
-from aero.entropy import EntropyRegularizer
+from aero.entropy.attach import undecayed_names
 from aero.errors import AeroError
 from aero.model import AeroForCausalLM, learning_rate_factors, undecayed
+from aero.train.entropy_trainer import EntropyTrainer
 from aero.train.recipes import Recipe
-
-REGULARIZER = "entropy_regularizer.safetensors"
-"""The learned thresholds [L, H], beside the model in every checkpoint of a regularised run."""
 
 
 class SequenceDataset(Dataset[NDArray[Any]]):
@@ -46,19 +44,15 @@ def collate(rows: Sequence[NDArray[Any]]) -> dict[str, Tensor]:
     return {"input_ids": tokens, "labels": tokens}
 
 
-def parameter_groups(
-    model: nn.Module, regularizer: nn.Module | None, *, learning_rate: float, weight_decay: float
-) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, *, learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
     """AdamW's groups. Matrices decay; norms, biases, scales, slopes, temperatures and thresholds do not. The linears of
     branches without a norm learn at a share of the rate (``learning_rate_factors``)."""
-    without, factors = undecayed(model), learning_rate_factors(model)
+    without, factors = undecayed(model) | undecayed_names(model), learning_rate_factors(model)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {(weight_decay, 1.0): [], (0.0, 1.0): []}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             key = (0.0 if name in without else weight_decay, factors.get(name, 1.0))
             groups.setdefault(key, []).append(parameter)
-    if regularizer is not None:
-        groups[0.0, 1.0] += regularizer.parameters()
     return [
         {"params": parameters, "weight_decay": decay, "lr": learning_rate * factor}
         for (decay, factor), parameters in groups.items()
@@ -66,25 +60,16 @@ def parameter_groups(
     ]
 
 
-class AeroTrainer(Trainer):
-    """``Trainer`` for a recipe. Raises AeroError at the first step whose loss is not finite.
+class AeroTrainer(EntropyTrainer):
+    """``EntropyTrainer`` for a recipe. Raises AeroError at the first step whose loss is not finite.
 
     Runs in one process or under ``accelerate launch`` and ``torchrun``, like its base.
     """
 
-    loss_is_scaled_for_ga = False  # compute_loss returns a mean over the micro-batch
-
-    def __init__(
-        self,
-        model: AeroForCausalLM,
-        args: TrainingArguments,
-        recipe: Recipe,
-        regularizer: EntropyRegularizer | None,
-        **rest: Any,
-    ) -> None:
+    def __init__(self, model: AeroForCausalLM, args: TrainingArguments, recipe: Recipe, **rest: Any) -> None:
         self.recipe = recipe
-        self.regularizer = None if regularizer is None else regularizer.to(args.device)
-        super().__init__(model=model, args=args, data_collator=collate, **rest)
+        super().__init__(model, args, data_collator=collate, **rest)
+        self.model_accepts_loss_kwargs = False  # its loss is a mean over the micro-batch
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW with the recipe's settings, in ``parameter_groups``."""
@@ -92,31 +77,14 @@ class AeroTrainer(Trainer):
             recipe = self.recipe
             chosen = self.model if model is None else model
             assert chosen is not None
-            groups = parameter_groups(
-                chosen, self.regularizer, learning_rate=recipe.learning_rate, weight_decay=recipe.weight_decay
-            )
             self.optimizer = torch.optim.AdamW(
-                groups, lr=recipe.learning_rate, betas=recipe.betas, eps=recipe.epsilon, fused=True
+                parameter_groups(chosen, learning_rate=recipe.learning_rate, weight_decay=recipe.weight_decay),
+                lr=recipe.learning_rate,
+                betas=recipe.betas,
+                eps=recipe.epsilon,
+                fused=True,
             )
-            if self.regularizer is not None:
-                # The library clears the model's gradients after a step, and the thresholds are outside the model.
-                thresholds = self.regularizer
-                self.optimizer.register_step_post_hook(lambda *_: thresholds.zero_grad())
         return self.optimizer
-
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Any = None,  # noqa: ARG002
-    ) -> Any:
-        """Mean next-token cross-entropy in nats, plus the entropy penalty where the recipe has one."""
-        outputs = model(**inputs, output_entropies=self.regularizer is not None)
-        loss = outputs.loss
-        if self.regularizer is not None:
-            loss = loss + self.regularizer(outputs.entropies)
-        return (loss, outputs) if return_outputs else loss
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """One micro-batch, forward and backward. Returns its share of the step's loss."""
@@ -126,12 +94,6 @@ class AeroTrainer(Trainer):
                 f"Training diverged: the loss of step {self.state.global_step + 1} of {self.args.max_steps} is "
                 f"{float(loss)}; lower the learning rate or keep more norms."
             )
-        if self.regularizer is not None and self.args.world_size > 1:
-            # The thresholds are outside the wrapped model. Averaging at every micro-batch is the same as averaging
-            # once: what is already averaged stays as it is.
-            gradient = self.regularizer.thresholds.grad
-            if gradient is not None:
-                self.regularizer.thresholds.grad = self.accelerator.reduce(gradient, "mean")
         return loss
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
@@ -158,24 +120,9 @@ class AeroTrainer(Trainer):
                     shutil.rmtree(path)
             partial.rmdir()
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        if self.args.should_save and self.regularizer is not None:
-            save_regularizer(self.regularizer, Path(str(output_dir or self.args.output_dir)))
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+    def _load_weights(self, folder: Path) -> None:
         # Not the library's own loading, which takes a tied head for a missing one and goes on after a real gap.
-        target = self.model if model is None else model
-        assert target is not None
-        load_model(target, Path(resume_from_checkpoint) / "model.safetensors")
-        if self.regularizer is not None:
-            self.regularizer.load_state_dict(load_file(Path(resume_from_checkpoint) / REGULARIZER))
-
-
-def save_regularizer(regularizer: EntropyRegularizer, folder: Path) -> None:
-    """Write the thresholds to ``folder``."""
-    state = {name: value.detach().cpu().contiguous() for name, value in regularizer.state_dict().items()}
-    save_file(state, folder / REGULARIZER, metadata={"format": "pt"})
+        load_model(self.attachment.model, folder / "model.safetensors")
 
 
 def checkpoints(home: Path) -> list[Path]:

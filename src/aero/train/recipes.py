@@ -38,11 +38,28 @@ class StaticSchedule:
 
 @dataclass(frozen=True, kw_only=True)
 class EntropySettings:
-    """The entropy regulariser of a recipe; the fields are those of ``EntropyRegularizerConfig``."""
+    """The entropy regulariser of a recipe; the first fields are those of ``EntropyRegularizerConfig``.
+
+    warmup: share of the training steps over which the strength rises to its full value (``WarmUpStrength``).
+    anchor: share of the training steps after which heads are held to the entropy they have then (``AdaptiveStrength``).
+        Without either the strength is constant; both together raise ValueError.
+    """
 
     strength: float = 1e-5
     gamma: float = 0.2
     threshold_init: float = 0.4
+    maximum: Literal["log_context", "reachable"] = "log_context"
+    strengths: Literal["fixed", "learned"] = "fixed"
+    warmup: float | None = None
+    anchor: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.warmup is not None and self.anchor is not None:
+            raise ValueError("the strength is warmed up or anchored, not both")
+        for name in ("warmup", "anchor"):
+            share = getattr(self, name)
+            if share is not None and not 0 <= share < 1:
+                raise ValueError(f"{name} is a share of the training steps, in [0, 1), not {share}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,11 +8,12 @@ import os
 import platform
 import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.progress import Progress
 
@@ -24,8 +25,9 @@ from aero.train.recipes import Recipe
 from aero.train.tokenizer import Sequences, load_sequences, tokenizer_digest, train_tokenizer
 
 if TYPE_CHECKING:
-    from aero.entropy import EntropyRegularizer
+    from aero.entropy import EntropyRecorder, EntropyRegularizer
     from aero.model import AeroForCausalLM
+    from aero.train.entropy_callback import Listener
 
 TRAINING = "training.json"
 HELD_OUT: tuple[Split, ...] = ("holdout_packages", "holdout_files")
@@ -42,6 +44,7 @@ class TrainingResult:
     perplexity: on each held-out split, None where that split is empty or the figure is not finite.
     head_entropy: mean attention entropy in nats of every head, [L][H], on held-out files (packages if there are none).
     verdict: what ``aero.entropy.verdict`` says of these entropies.
+    warning_step: after how many steps the early warning cut the learning rate; None if it did not.
     corpus_sha256, tokenizer_sha256: what it was trained on and with.
     versions: of Python and libraries. date: UTC, ISO 8601. commit: of the source, None outside a git checkout.
     """
@@ -55,6 +58,7 @@ class TrainingResult:
     perplexity: dict[str, float | None]
     head_entropy: list[list[float]] | None
     verdict: str | None
+    warning_step: int | None
     corpus_sha256: str
     tokenizer_sha256: str
     versions: dict[str, str]
@@ -74,14 +78,20 @@ def train(
     force: bool = False,
     resume: bool = False,
     progress: Progress | None = None,
+    on_warning: Literal["stop", "cut"] | None = None,
+    listeners: Sequence[Listener] = (),
 ) -> TrainingResult:
     """Train ``recipe`` on a corpus and leave a folder that ``AutoModelForCausalLM.from_pretrained`` loads.
 
-    The folder holds model.safetensors, config.json, the tokenizer, training.json and, with the entropy regulariser, its
-    thresholds. While the run is under way it holds checkpoints instead; the finished folder takes their place in one
-    move. With one process on a CPU the same recipe, corpus and number of threads give the same losses.
+    The folder holds model.safetensors, config.json, the tokenizer, training.json, entropy.json (what heads did) and,
+    with the entropy regulariser, its thresholds. While the run is under way it holds checkpoints instead; the finished
+    folder takes their place in one move. With one process on a CPU the same recipe, corpus and number of threads give
+    the same losses.
 
     force: replace a run that is already there. resume: continue an interrupted one from its last checkpoint.
+    on_warning: what to do when head entropies announce a divergence: ``stop`` the run, which then raises AeroError, or
+        ``cut`` the learning rate (``EntropyCallback``). None watches nothing.
+    listeners: called with every record of entropies.
     Under ``accelerate launch`` or ``torchrun`` every process calls this and the first one writes.
     Raises AeroError for a corpus or folder that cannot be used, and at the first loss that is not finite.
     """
@@ -94,7 +104,7 @@ def train(
     from transformers.trainer_callback import PrinterCallback
     from transformers.utils import logging
 
-    from aero.entropy import EntropyRegularizer, EntropyRegularizerConfig
+    from aero.entropy import EarlyWarning
     from aero.model import AeroConfig, AeroForCausalLM
     from aero.train.callbacks import Report, StaticBlend
     from aero.train.loop import AeroTrainer, SequenceDataset, checkpoints, training_arguments
@@ -119,17 +129,7 @@ def train(
     set_seed(recipe.seed)
     ends = {name: tokenizer.eos_token_id for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     model = AeroForCausalLM(AeroConfig.of(model_config, **ends))
-    regularizer: EntropyRegularizer | None = None
-    if recipe.entropy is not None:
-        regularizer = EntropyRegularizer(
-            EntropyRegularizerConfig(
-                layers=model_config.depth,
-                heads=model_config.heads,
-                strength=recipe.entropy.strength,
-                gamma=recipe.entropy.gamma,
-                threshold_init=recipe.entropy.threshold_init,
-            )
-        )
+    regularizer = _regularizer(recipe)
     base = TrainingResult(
         finished=False,
         recipe=json.loads(json.dumps(recipe.to_dict())),
@@ -140,6 +140,7 @@ def train(
         perplexity={},
         head_entropy=None,
         verdict=None,
+        warning_step=None,
         corpus_sha256=manifest.sha256,
         tokenizer_sha256=tokenizer_digest(tokenizer),
         versions={"python": platform.python_version()}
@@ -160,11 +161,15 @@ def train(
                 write_json(folder / TRAINING, base.to_dict())
 
     args = training_arguments(recipe, home)
+    recorder = _recorder(recipe, on_warning)
     trainer = AeroTrainer(
         model,
         args,
         recipe,
-        regularizer,
+        regularizer=regularizer,
+        recorder=recorder,
+        warning=None if on_warning is None else EarlyWarning(),
+        on_warning=on_warning or "stop",
         train_dataset=SequenceDataset(sequences["train"]),
         processing_class=tokenizer,
         callbacks=[StaticBlend(recipe.static)] if recipe.static else [],
@@ -172,16 +177,31 @@ def train(
     trainer.remove_callback(PrinterCallback)
     report = Report(progress if state.is_main_process else Progress(disable=True), recipe)
     trainer.add_callback(report)
+    trainer.entropy.listeners += [report.show_entropy, *listeners]
     started = time.monotonic()
     trainer.train(resume_from_checkpoint=start)
     seconds = time.monotonic() - started
+    trainer.attachment.remove()
+    alarm = trainer.entropy.alarm
+    if alarm is not None and on_warning == "stop":
+        raise AeroError(
+            f"Training was stopped after step {trainer.entropy.alarm_step} of {recipe.steps}: {alarm}, as before a "
+            "divergence; lower the learning rate or keep more norms."
+        )
     result = base
     if state.is_main_process:
         figures = _figures(model, recipe, sequences, progress)
         result = TrainingResult(
-            **{**asdict(base), **figures, "finished": True, "seconds": seconds, "losses": report.losses}
+            **{
+                **asdict(base),
+                **figures,
+                "finished": True,
+                "seconds": seconds,
+                "losses": report.losses,
+                "warning_step": trainer.entropy.alarm_step,
+            }
         )
-        _write(out_dir, model, tokenizer, regularizer, result)
+        _write(out_dir, model, tokenizer, regularizer, recorder, result)
     state.wait_for_everyone()
     return result
 
@@ -195,6 +215,50 @@ def load_result(folder: Path) -> TrainingResult:
         return TrainingResult(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         raise AeroError(f"{path} is damaged: train again with --force.") from None
+
+
+def _regularizer(recipe: Recipe) -> EntropyRegularizer | None:
+    """The regulariser that the recipe asks for."""
+    from aero.entropy import (
+        AdaptiveStrength,
+        ConstantStrength,
+        EntropyRegularizer,
+        EntropyRegularizerConfig,
+        StrengthSchedule,
+        WarmUpStrength,
+    )
+
+    settings = recipe.entropy
+    if settings is None:
+        return None
+    schedule: StrengthSchedule = ConstantStrength()
+    if settings.warmup is not None:
+        schedule = WarmUpStrength(steps=max(1, round(settings.warmup * recipe.steps)))
+    elif settings.anchor is not None:
+        schedule = AdaptiveStrength(anchor=int(settings.anchor * recipe.steps))
+    return EntropyRegularizer(
+        EntropyRegularizerConfig(
+            layers=recipe.model.depth,
+            heads=recipe.model.heads,
+            strength=settings.strength,
+            gamma=settings.gamma,
+            threshold_init=settings.threshold_init,
+            maximum=settings.maximum,
+            strengths=settings.strengths,
+            schedule=schedule,
+        )
+    )
+
+
+def _recorder(recipe: Recipe, on_warning: str | None) -> EntropyRecorder:
+    """A hundred records a run; with a warning one every second step, looked at every eighth."""
+    from aero.entropy import EntropyRecorder
+
+    return (
+        EntropyRecorder(every=max(1, recipe.steps // 100))
+        if on_warning is None
+        else EntropyRecorder(every=2, capacity=4)
+    )
 
 
 def _figures(
@@ -225,15 +289,21 @@ def _figures(
 
 
 def _write(
-    out: Path, model: AeroForCausalLM, tokenizer: Any, regularizer: EntropyRegularizer | None, result: TrainingResult
+    out: Path,
+    model: AeroForCausalLM,
+    tokenizer: Any,
+    regularizer: EntropyRegularizer | None,
+    recorder: EntropyRecorder,
+    result: TrainingResult,
 ) -> None:
-    from aero.train.loop import save_regularizer
+    from aero.train.entropy_trainer import save_tensors
 
     with folder_when_done(out) as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         if regularizer is not None:
-            save_regularizer(regularizer, folder)
+            save_tensors(regularizer.state_dict(), folder)
+        recorder.save(folder)
         write_json(folder / TRAINING, result.to_dict())
 
 
