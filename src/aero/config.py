@@ -31,6 +31,10 @@ Linear = Literal["q", "k", "v", "o", "ffn"]
 SlopeScope = Literal["layer", "global"]
 Positions = Literal["learned", "rotary"]
 
+GeluForm = Literal["polynomial", "tanh"]
+"""How private inference computes GELU: by a polynomial with exact tails, or by the engine's tanh, as published
+baselines do. Not part of a model."""
+
 GATED: frozenset[str] = frozenset({"silu_gated", "bilinear"})
 """Feed-forward kinds with a second input matrix (the gate)."""
 

@@ -75,7 +75,7 @@ def test_bytes_are_the_same_in_every_run_and_the_document_holds_no_secret() -> N
         # Which party sends a truncation's correction depends on timing in the engine; the sum does not.
         assert sum(one.bytes_by_party) == sum(other.bytes_by_party) == one.total_bytes
     written = document(
-        first, model=model, tokens=len(PROMPT), new_tokens=2, embedding="private", seed=0, max_abs_error=None
+        first, model=model, tokens=len(PROMPT), new_tokens=2, embedding="private", gelu=None, seed=0, max_abs_error=None
     )
     for key in (
         "total_bytes",

@@ -36,6 +36,14 @@ Embedding = Annotated[
         "--embedding", help="private: one-hot times the secret table. client: the client is given the table; cheaper."
     ),
 ]
+Gelu = Annotated[
+    str,
+    typer.Option(
+        "--gelu",
+        help="How GELU is computed. polynomial: exact to 1e-3 and cheaper. tanh: the engine's own, exact to 2e-2, "
+        "as published baselines have it.",
+    ),
+]
 Port = Annotated[int | None, typer.Option("--port", help="First of two ports a party; free ones if not given.")]
 Wait = Annotated[float, typer.Option("--wait", min=1.0, help="Seconds to wait for every party to show up.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the account to this file.")]
@@ -49,6 +57,7 @@ def generate(
     new_tokens: Annotated[int, typer.Option(min=1, help="How many tokens to generate; public.")] = 16,
     protocol: ProtocolName = "aby3",
     embedding: Embedding = "private",
+    gelu: Gelu = "polynomial",
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token.")] = 0.0,
     top_k: Annotated[int, typer.Option(min=0, help="Sample among this many; 0 among all.")] = 0,
     seed: Annotated[int, typer.Option(help="Seed of the client's sampling.")] = 0,
@@ -63,14 +72,15 @@ def generate(
     if is_spec(model):
         raise AeroError(f"{model} names random weights, which have no tokenizer; give a folder, or use private bench.")
     text = _prompt_text(prompt, prompt_file)
-    _settings(model, protocol, embedding)
+    _settings(model, protocol, embedding, gelu)
     tokenizer = load_tokenizer(model)
     tokens = tokenizer.encode(text)
     if not tokens:
         raise AeroError("The prompt is empty; give at least one character.")
-    result = run(model, tokens, new_tokens, protocol, embedding, Choice(temperature, top_k, seed), port=port, wait=wait)
+    choice = Choice(temperature, top_k, seed)
+    result = run(model, tokens, new_tokens, protocol, embedding, choice, gelu=gelu, port=port, wait=wait)
     print(text + tokenizer.decode(result.answer))
-    _finish(result, model, len(tokens), new_tokens, embedding, seed, None, json_file)
+    _finish(result, model, len(tokens), new_tokens, embedding, gelu, seed, None, json_file)
 
 
 @app.command()
@@ -80,6 +90,7 @@ def bench(
     new_tokens: Annotated[int, typer.Option(min=0, help="Tokens to generate after it.")] = 0,
     protocol: ProtocolName = "aby3",
     embedding: Embedding = "private",
+    gelu: Gelu = "polynomial",
     seed: Annotated[int, typer.Option(help="Seed of the prompt, and of the weights of a named shape.")] = 0,
     check: Annotated[bool, typer.Option(help="Compare every private logit with the plaintext's.")] = True,
     port: Port = None,
@@ -91,13 +102,23 @@ def bench(
 
     from aero.private.messages import Choice
 
-    config = _settings(model, protocol, embedding)
+    config = _settings(model, protocol, embedding, gelu)
     prompt = np.random.default_rng(seed).integers(0, config.vocab_size, tokens).tolist()
     result = run(
-        model, prompt, new_tokens, protocol, embedding, Choice(), port=port, wait=wait, seed=seed, keep_logits=check
+        model,
+        prompt,
+        new_tokens,
+        protocol,
+        embedding,
+        Choice(),
+        gelu=gelu,
+        port=port,
+        wait=wait,
+        seed=seed,
+        keep_logits=check,
     )
     error = largest_error(model, prompt, result, seed) if check else None
-    _finish(result, model, tokens, new_tokens, embedding, seed, error, json_file)
+    _finish(result, model, tokens, new_tokens, embedding, gelu, seed, error, json_file)
 
 
 @app.command()
@@ -110,6 +131,7 @@ def party(
     prompt_file: Annotated[Path | None, typer.Option(help="Rank 1: file with the secret prompt.")] = None,
     new_tokens: Annotated[int, typer.Option(min=1, help="Rank 1: how many tokens to generate.")] = 16,
     embedding: Embedding = "private",
+    gelu: Gelu = "polynomial",
     wait: Wait = 120.0,
 ) -> None:
     """Run one party alone, to be joined by the others from other terminals or hosts.
@@ -138,6 +160,7 @@ def party(
         rank=rank,
         wait_seconds=wait,
         embedding=_embedding(embedding),
+        gelu=_gelu(gelu),
         model=model if role == "model" else None,
         prompt=tokens,
         new_tokens=new_tokens if role == "client" else 0,
@@ -157,6 +180,7 @@ def run(
     embedding: str,
     choice: Choice,
     *,
+    gelu: str = "polynomial",
     port: int | None = None,
     wait: float = 120.0,
     seed: int = 0,
@@ -187,6 +211,7 @@ def run(
         rank=0,
         wait_seconds=wait,
         embedding=mode,
+        gelu=_gelu(gelu),
         weight_seed=seed,
         new_tokens=new_tokens,
         choice=choice,
@@ -230,19 +255,26 @@ def load_tokenizer(folder: str) -> Any:
         raise AeroError(f"{folder} holds no tokenizer; save it beside the model.") from None
 
 
-def _settings(model: str, protocol: str, embedding: str) -> Any:
+def _settings(model: str, protocol: str, embedding: str, gelu: str) -> Any:
     """Check names before anything is loaded for long; returns the model's configuration."""
     from aero.eliminate.source import describe
     from aero.private.protocols import protocol_named
 
     protocol_named(protocol)
     _embedding(embedding)
+    _gelu(gelu)
     return describe(model)
 
 
 def _embedding(name: str) -> Any:
     if name not in ("private", "client"):
         raise AeroError(f"Unknown embedding {name!r}: choose private or client.")
+    return name
+
+
+def _gelu(name: str) -> Any:
+    if name not in ("polynomial", "tanh"):
+        raise AeroError(f"Unknown form of GELU {name!r}: choose polynomial or tanh.")
     return name
 
 
@@ -281,11 +313,13 @@ def _finish(
     tokens: int,
     new_tokens: int,
     embedding: str,
+    gelu: str,
     seed: int,
     error: float | None,
     json_file: Path | None,
 ) -> None:
     from aero.cli.accounts import print_account
+    from aero.eliminate.source import describe
     from aero.files import write_json
     from aero.private.document import document
 
@@ -295,6 +329,7 @@ def _finish(
         tokens=tokens,
         new_tokens=new_tokens,
         embedding=_embedding(embedding),
+        gelu=_gelu(gelu) if any(layer.feedforward.startswith("gelu") for layer in describe(model).layers) else None,
         seed=seed,
         max_abs_error=error,
     )

@@ -92,13 +92,13 @@ def undecayed(module: nn.Module) -> set[str]:
 def learning_rate_factors(module: nn.Module) -> dict[str, float]:
     """Factor on the learning rate for the parameters of ``module`` that need one, by name; the others have 1.
 
-    The linears of a branch without a norm learn ``FULL_RATE_WIDTH`` / d times as fast (never faster): d = 768 makes 1e-3 a
-    twelfth of it. Scalars (alpha, beta, slopes) and temperatures keep the full rate, and so do branches whose norm
-    becomes static: until then it bounds them.
+    The linears of a branch without a norm learn ``FULL_RATE_WIDTH`` / d times as fast (never faster): d = 768 makes
+    1e-3 a twelfth of it. Scalars (alpha, beta, slopes) and temperatures keep the full rate, and so do branches whose
+    norm becomes static: until then it bounds them.
 
     Adam moves every entry of a matrix by about the learning rate, and early in training all in one direction, so that
     n steps change what the matrix adds to its output by n * lr * d times its input. Behind a norm that is a bounded
-    amount; without, it is a gain, and the gains of all layers multiply. docs/model.md has what happens at the full rate.
+    amount; without, it is a gain, and the gains of all layers multiply. docs/model.md says what the full rate does.
     """
     from aero.model.decoder import Layer
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from aero import provenance
+from aero.config import GeluForm
 from aero.private.account import mean, total
 from aero.private.launch import PrivateResult
 from aero.private.messages import EmbeddingMode
@@ -28,11 +29,13 @@ def document(
     tokens: int,
     new_tokens: int,
     embedding: EmbeddingMode,
+    gelu: GeluForm | None,
     seed: int,
     max_abs_error: float | None,
 ) -> dict[str, Any]:
     """``total_bytes``, ``rounds``, ``seconds`` and ``operators`` are the whole online phase, all passes of the answer.
 
+    gelu: how GELU was computed, None for a model without it.
     max_abs_error: the largest difference of any private logit from the plaintext's, where both were at hand.
     """
     passes = [result.prefill, *result.tokens]
@@ -56,6 +59,7 @@ def document(
         "prefill": result.prefill.to_dict(),
         "per_token": mean(result.tokens).to_dict() if result.tokens else None,
         "max_abs_error": max_abs_error,
+        "gelu": gelu,
         "embedding": {"mode": embedding, "statement": EMBEDDING[embedding]},
         "revealed": REVEALED,
         "link": {

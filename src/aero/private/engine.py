@@ -31,8 +31,13 @@ from aero.private.account import PartyCost
 from aero.private.program import Step, freed
 from aero.private.protocols import CLIENT, MODEL, Protocol
 
-FRACTION_BITS = 18
-"""Fixed-point fraction bits in the ring of integers modulo 2^64."""
+FRACTION_BITS = 20
+"""Fixed-point fraction bits in the ring of integers modulo 2^64.
+
+The product of two numbers is held with twice as many before it is truncated, so a sum of products must stay below
+2^(63 - 40) = 8.4 million: four bits under that leave nothing to spare for large models, two bits fewer cost a factor of
+four in accuracy everywhere.
+"""
 
 MESSAGE_TIMEOUT = 24 * 3600.0
 """Seconds the link waits for a message. Long on purpose: a lost party is noticed by ``watch``, not by a slow step."""
@@ -59,7 +64,7 @@ class Engine:
         libspu.logging.setup_logging(options)
         self._read_to = 0
         self._link = _connect(rank, addresses, connect_seconds)
-        config = _config(protocol)
+        config = runtime_config(protocol)
         self._runtime = spu.Runtime(self._link, config)
         self._io = spu.Io(self.world, config)
         self._shapes: dict[str, tuple[int, ...]] = {}
@@ -272,7 +277,8 @@ def _connect(rank: int, addresses: Sequence[str], connect_seconds: float) -> Any
     return libspu.link.create_brpc(description, rank)
 
 
-def _config(protocol: Protocol) -> libspu.RuntimeConfig:
+def runtime_config(protocol: Protocol) -> libspu.RuntimeConfig:
+    """The engine's settings for a protocol: ring, fraction bits, accounting."""
     kind = getattr(libspu.ProtocolKind, protocol.kind)
     config = libspu.RuntimeConfig(kind, libspu.FieldType.FM64, FRACTION_BITS)
     config.enable_pphlo_profile = True

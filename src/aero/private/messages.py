@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from aero.config import GeluForm
 from aero.errors import AeroError
 from aero.private.protocols import Role
 
@@ -41,6 +42,7 @@ class PartyJob:
     parties: addresses in rank order. rank: this party's. wait_seconds: how long to wait for the others to show up.
     model: the model owner's folder or SHAPE:ROW; weight_seed draws the weights of a SHAPE:ROW. None elsewhere.
     prompt: the client's tokens. None elsewhere.
+    gelu: how GELU is computed; the model owner's choice counts, and it tells the others. Public.
     new_tokens: how many tokens the client wants; 0 ends after the prefill. Public.
     keep_logits: the client reports the logits that it saw, for comparison with plaintext.
     attended: the launcher holds the other end of standard input, and the party ends when it closes.
@@ -51,6 +53,7 @@ class PartyJob:
     rank: int
     wait_seconds: float
     embedding: EmbeddingMode = "private"
+    gelu: GeluForm = "polynomial"
     model: str | None = None
     weight_seed: int = 0
     prompt: tuple[int, ...] | None = field(default=None, repr=False)

@@ -93,6 +93,7 @@ class Session:
             rotation = None if model.rotation is None else model.rotation.astype("<f8")
             public = {
                 "config": model.config.to_dict(),
+                "gelu": self.job.gelu,
                 "rotation": None if rotation is None else base64.b64encode(rotation.tobytes()).decode(),
             }
             data = json.dumps(public).encode()
@@ -104,7 +105,7 @@ class Session:
             table = flat.reshape(2, config.context, config.rotary_size // 2)
         if self.job.rank == CLIENT:
             emit({"kind": "model", "description": config.to_dict(), "parameters": config.parameters})
-        return Program(config, table, one_hot=self.job.embedding == "private")
+        return Program(config, table, one_hot=self.job.embedding == "private", gelu=public["gelu"])
 
     def _plan(self, config: PrivateConfig) -> tuple[int, int]:
         """The client tells the others how long its prompt is and how many tokens it wants."""

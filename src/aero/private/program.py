@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from aero.config import GATED
+from aero.config import GATED, GeluForm
 from aero.eliminate.private_model import Array, Norm, PrivateConfig
 from aero.private import nonlinear, softmax
 
@@ -46,12 +46,16 @@ class Program:
     rotation: ``PrivateModel.rotation``, public.
     one_hot: the client's tokens enter as one-hot rows that multiply the secret embedding. Otherwise the client holds
         the embedding table and enters embedded rows.
+    gelu: how GELU is computed, where the model has it.
     """
 
-    def __init__(self, config: PrivateConfig, rotation: Array | None, *, one_hot: bool) -> None:
+    def __init__(
+        self, config: PrivateConfig, rotation: Array | None, *, one_hot: bool, gelu: GeluForm = "polynomial"
+    ) -> None:
         self.config = config
         self.rotation = rotation
         self.one_hot = one_hot
+        self.activations = nonlinear.activations(gelu)
 
     @property
     def weights(self) -> tuple[str, ...]:
@@ -146,7 +150,7 @@ class Program:
             elif kind == "leaky":
                 yield Step("leaky", index, nonlinear.leaky, ("f", f"{prefix}.slope"), ("f",))
             else:
-                yield Step(kind.removesuffix("_tanh"), index, nonlinear.ACTIVATIONS[kind], ("f",), ("f",))
+                yield Step(kind.removesuffix("_tanh"), index, self.activations[kind], ("f",), ("f",))
             yield self._linear("feed-forward", index, f"{prefix}.ffn_out", "f", "f")
         if config.parallel:
             yield Step("residual", index, _add3, ("x", "a", "f"), ("x",))

@@ -1,0 +1,212 @@
+"""Every operator's private result against plaintext within its stated bound, under every protocol.
+
+The engine runs in this process, all parties in threads, with the settings of the real parties. Inputs are as large as
+trained models make them: small random ones hide errors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("spu")
+
+import spu.utils.simulation as simulation
+
+from aero.private import nonlinear, program, softmax
+from aero.private.engine import FRACTION_BITS, runtime_config
+from aero.private.protocols import PROTOCOLS, protocol_named
+
+UNIT = 2.0**-FRACTION_BITS
+Array = np.ndarray
+
+
+@lru_cache
+def parties(protocol: str) -> Any:
+    chosen = protocol_named(protocol)
+    return simulation.Simulator(len(chosen.roles), runtime_config(chosen))
+
+
+def draw(*shape: int, scale: float = 1.0, seed: int = 0) -> Array:
+    return (scale * np.random.default_rng((seed, *shape)).normal(size=shape)).astype(np.float32)
+
+
+def heads(x: Array, group: int = 1) -> Array:
+    return np.repeat(x.astype(np.float64), group, axis=0)
+
+
+def softmax_rows(scores: Array) -> Array:
+    queries, keys = scores.shape[1:]
+    seen = np.tril(np.ones((queries, keys), dtype=bool), keys - queries)
+    shown = np.where(seen, scores.astype(np.float64), -np.inf)
+    weights = np.exp(shown - shown.max(-1, keepdims=True))
+    return weights / weights.sum(-1, keepdims=True)
+
+
+def tanh_gelu(x: Array) -> Array:
+    wide = x.astype(np.float64)
+    return wide / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (wide + 0.044715 * wide**3)))
+
+
+def erf_gelu(x: Array) -> Array:
+    return np.array([each / 2 * (1 + math.erf(each / math.sqrt(2))) for each in x.astype(np.float64)])
+
+
+def layernorm(x: Array, eps: Array) -> Array:
+    wide = x.astype(np.float64)
+    return (wide - wide.mean(-1, keepdims=True)) / np.sqrt(wide.var(-1, keepdims=True) + eps)
+
+
+def rms(x: Array, eps: Array) -> Array:
+    wide = x.astype(np.float64)
+    return wide / np.sqrt((wide**2).mean(-1, keepdims=True) + eps)
+
+
+def row_maximum(scores: Array) -> Array:
+    queries, keys = scores.shape[1:]
+    seen = np.tril(np.ones((queries, keys), dtype=bool), keys - queries)
+    return np.where(seen, scores, -np.inf).max(-1, keepdims=True)
+
+
+def rotated(q: Array, k: Array) -> Array:
+    cosine, sine = np.cos(ANGLES), np.sin(ANGLES)
+    half = ANGLES.shape[1]
+
+    def turn(x: Array) -> Array:
+        first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+        return np.concatenate([first * cosine - second * sine, first * sine + second * cosine, rest], axis=-1)
+
+    return np.concatenate([turn(q), turn(k)])
+
+
+def one_hot(tokens: list[int], size: int) -> Array:
+    return np.eye(size, dtype=np.float32)[tokens]
+
+
+ANGLES = np.arange(6)[:, None] * np.array([1.0, 0.1])
+ROTATION = tuple(tuple(map(tuple, table.tolist())) for table in (np.cos(ANGLES), np.sin(ANGLES)))
+LINE = np.concatenate([np.linspace(-8, 8, 401), [-200.0, -40.0, 40.0, 200.0]]).astype(np.float32)
+SIZES = np.concatenate([draw(4, 48, scale=scale) for scale in (0.3, 3.0, 30.0)])
+SCORES = draw(2, 12, 12, scale=4.0)
+SATURATED = draw(2, 12, 12, scale=150.0)
+CACHED = draw(2, 1, 20, scale=4.0)
+PEAK = row_maximum(SCORES).astype(np.float32)
+WEIGHTS = np.exp(np.minimum(SCORES - PEAK, 0)).astype(np.float32) * np.tril(np.ones((12, 12), np.float32))
+
+
+@dataclass(frozen=True)
+class Case:
+    """function: what the parties compute on ``inputs``; exact: what it should be; bound: on the absolute error.
+
+    Where a docstring states a relative error, the bound is that share of the largest exact value.
+    """
+
+    function: Callable[..., Any]
+    inputs: tuple[Array, ...]
+    exact: Array
+    bound: float
+
+
+CASES = {
+    "embedding": Case(
+        partial(program._embed, past=3),
+        (one_hot([5, 0, 39], 40), draw(40, 16), draw(8, 16, seed=1)),
+        draw(40, 16)[[5, 0, 39]] + draw(8, 16, seed=1)[3:6],
+        4 * UNIT,
+    ),
+    "projection": Case(
+        program._affine,
+        (draw(6, 64, scale=30), draw(64, 20, scale=0.1), draw(20)),
+        draw(6, 64, scale=30).astype(np.float64) @ draw(64, 20, scale=0.1) + draw(20),
+        2e-3,
+    ),
+    "vocabulary": Case(
+        program._product, (draw(1, 64), draw(64, 90)), draw(1, 64).astype(np.float64) @ draw(64, 90), 2e-4
+    ),
+    "residual": Case(program._add3, (SIZES, SIZES, SIZES), 3.0 * SIZES, 4 * UNIT),
+    "gate product": Case(
+        program._multiply,
+        (draw(6, 64, scale=30), draw(6, 64, scale=4, seed=1)),
+        draw(6, 64, scale=30).astype(np.float64) * draw(6, 64, scale=4, seed=1),
+        2e-4,
+    ),
+    "rotary": Case(
+        lambda q, k: np_concatenate(program._rotate(q, k, rotation=ROTATION)),
+        (draw(2, 6, 6, scale=5), draw(1, 6, 6, scale=5)),
+        rotated(draw(2, 6, 6, scale=5), draw(1, 6, 6, scale=5)),
+        1e-4,
+    ),
+    "temperature": Case(
+        partial(program._temper, past=2),
+        (draw(2, 5, 8, scale=5), np.abs(draw(2, 9, scale=3))),
+        draw(2, 5, 8, scale=5) * np.abs(draw(2, 9, scale=3))[:, 2:7, None],
+        1e-4,
+    ),
+    "scores": Case(
+        partial(program._scores, group=2),
+        (draw(4, 6, 16, scale=3), draw(2, 9, 16, scale=3)),
+        heads(draw(4, 6, 16, scale=3)) @ heads(draw(2, 9, 16, scale=3), 2).transpose(0, 2, 1),
+        2e-4,
+    ),
+    "values": Case(
+        partial(program._values, group=2),
+        (np.abs(draw(4, 6, 9)), draw(2, 9, 16, scale=10)),
+        heads(np.abs(draw(4, 6, 9))) @ heads(draw(2, 9, 16, scale=10), 2),
+        2e-4,
+    ),
+    "softmax maximum": Case(softmax.row_maximum, (SCORES,), row_maximum(SCORES), 4 * UNIT),
+    "softmax maximum, saturated": Case(softmax.row_maximum, (SATURATED,), row_maximum(SATURATED), 4 * UNIT),
+    "softmax exponent": Case(softmax.attention_weights, (SCORES, PEAK), WEIGHTS, 3e-4),
+    "softmax reciprocal": Case(
+        softmax.row_reciprocal, (WEIGHTS,), 1 / WEIGHTS.sum(-1, keepdims=True, dtype=np.float64), 1e-4
+    ),
+    "softmax normalise": Case(
+        program._normalise,
+        (draw(2, 6, 8, scale=30), np.abs(draw(2, 6, 1))),
+        (draw(2, 6, 8, scale=30) * np.abs(draw(2, 6, 1))).transpose(1, 0, 2).reshape(6, -1),
+        1e-4,
+    ),
+    "softmax": Case(softmax.causal_softmax, (SCORES,), softmax_rows(SCORES), 5e-4),
+    "softmax, saturated": Case(softmax.causal_softmax, (SATURATED,), softmax_rows(SATURATED), 5e-4),
+    "softmax, one query": Case(softmax.causal_softmax, (CACHED,), softmax_rows(CACHED), 5e-4),
+    "layernorm": Case(nonlinear.layernorm, (SIZES, np.float32(1e-3)), layernorm(SIZES, np.float32(1e-3)), 3e-3),
+    "rmsnorm": Case(nonlinear.rms, (SIZES, np.float32(1e-3)), rms(SIZES, np.float32(1e-3)), 3e-3),
+    "gelu": Case(partial(nonlinear.gelu_by_polynomial, erf=True), (LINE,), erf_gelu(LINE), 1e-3),
+    "gelu_tanh": Case(partial(nonlinear.gelu_by_polynomial, erf=False), (LINE,), tanh_gelu(LINE), 1e-3),
+    "gelu by the engine's tanh": Case(nonlinear.gelu_by_tanh, (LINE[:401],), tanh_gelu(LINE[:401]), 2e-2),
+    "relu": Case(nonlinear.relu, (LINE,), np.maximum(LINE, 0), 2 * UNIT),
+    "leaky": Case(nonlinear.leaky, (LINE, np.float32(0.3)), np.where(LINE >= 0, LINE, 0.3 * LINE), 3e-4),
+    "square": Case(nonlinear.square, (LINE,), LINE.astype(np.float64) ** 2, 4e-4),
+    "silu": Case(nonlinear.silu, (LINE[:401],), LINE[:401] / (1 + np.exp(-LINE[:401].astype(np.float64))), 1e-2),
+}
+
+
+def np_concatenate(parts: tuple[Any, ...]) -> Any:
+    import jax.numpy as jnp
+
+    return jnp.concatenate(parts)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("operator", CASES)
+def test_an_operator_keeps_its_bound(operator: str, protocol: str) -> None:
+    case = CASES[operator]
+    private = np.asarray(simulation.sim_jax(parties(protocol), case.function)(*case.inputs), np.float64)
+    assert private.shape == case.exact.shape
+    assert np.abs(private - case.exact).max() < case.bound
+
+
+def test_every_kind_of_step_is_covered() -> None:
+    """A new operator of the program has to get its bound here."""
+    assert set(nonlinear.activations("polynomial")) <= {*CASES}
+    functions = {getattr(case.function, "func", case.function) for case in CASES.values()}
+    missing = {program._split, program._keep, program._extend, program._enter, program._last}  # move numbers only
+    named = {program._embed, program._affine, program._product, program._add3, program._multiply, program._scores}
+    assert named <= functions
+    assert not missing & functions
