@@ -1,6 +1,7 @@
 """Norms and activations as secure computation pays for them: pure JAX, secret values, public shapes.
 
-Each states its error against the exact function with 20 fraction bits; ``tests/private/test_operators.py`` holds every protocol to it.
+Each states its error against the exact function with 20 fraction bits; ``tests/private/test_operators.py`` holds every
+protocol to it.
 """
 
 from __future__ import annotations

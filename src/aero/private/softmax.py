@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 CLIP = 16.0
-"""Scores this far under their row's maximum count as e^-16 = 1.1e-7, an eighth of a unit in the last of 20 fraction bits."""
+"""Scores this far under their row's maximum count as e^-16 = 1.1e-7, an eighth of a unit of 20 fraction bits."""
 
 SQUARINGS = 6
 """exp(x) = (1 + y + y^2/2)^64 with y = x/64: relative error |x|^3 / 24576, so an error of at most 6e-5 on [-16, 0]."""
