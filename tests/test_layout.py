@@ -31,7 +31,7 @@ FORBIDDEN = {
 CONFINED = {
     "spu": ("private/engine.py",),
     "jax": ("private/",),
-    "triton": ("entropy/triton_kernel.py",),
+    "triton": ("entropy/triton_",),
     "torch": ("model/", "entropy/", "eliminate/", "train/"),
     "matplotlib": ("report/",),
     "jinja2": ("report/",),

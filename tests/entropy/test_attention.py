@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from tests.reference.entropy import attention_and_entropy
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from aero.entropy import attention_with_entropy
-from aero.entropy.attention import BACKENDS, choose_backend, forced_backend
+from aero.entropy import attention_with_entropy, blocked
+from aero.entropy.attention import BACKENDS, attention_entropy, choose_backend, forced_backend
 
 
 def tensors(
@@ -20,6 +23,10 @@ def tensors(
     k = torch.randn(batch, heads // shared, keys, size, generator=generator, dtype=torch.float64)
     v = torch.randn(batch, heads // shared, keys, size, generator=generator, dtype=torch.float64)
     return q, k, v
+
+
+def temperatures(*, heads: int = 4, queries: int = 6) -> Tensor:
+    return torch.linspace(0.5, 2.0, heads * queries, dtype=torch.float64).view(heads, queries)
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -146,16 +153,107 @@ def test_refuses_mixed_dtypes() -> None:
         attention_with_entropy(q, k.float(), v)
 
 
+def test_refuses_a_temperature_of_another_shape() -> None:
+    q, k, v = tensors()
+    with pytest.raises(ValueError, match=r"\[heads, queries\], not \[4, 7\]"):
+        attention_with_entropy(q, k, v, temperature=torch.ones(4, 7))
+
+
+@pytest.mark.parametrize("backend", ["eager", "blocked"])
+def test_a_temperature_divides_the_scores_of_its_row(backend: str) -> None:
+    q, k, v = tensors(shared=2)
+    temperature = temperatures()
+    with forced_backend(backend):
+        out, entropy = attention_with_entropy(q, k, v, temperature=temperature)
+    expected = attention_and_entropy(q / temperature[:, :, None], k, v, 5**-0.5, True)
+    torch.testing.assert_close(out, expected[0], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(entropy, expected[1], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("backend", ["eager", "blocked"])
+def test_gradcheck_with_temperature(backend: str, causal: bool) -> None:
+    inputs = (*tensors(batch=1, shared=2, queries=3, keys=4, size=3), temperatures(queries=3))
+
+    def both(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
+        return attention_with_entropy(q, k, v, causal=causal, temperature=temperature)
+
+    with forced_backend(backend):
+        assert torch.autograd.gradcheck(both, tuple(x.requires_grad_() for x in inputs))
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize(("shared", "queries", "keys"), [(1, 9, 9), (2, 5, 11), (4, 1, 1)])
+@pytest.mark.parametrize("limit", [1, 100, 10**6])
+def test_blocks_change_nothing(
+    monkeypatch: pytest.MonkeyPatch, limit: int, shared: int, queries: int, keys: int, causal: bool
+) -> None:
+    monkeypatch.setattr(blocked, "BLOCK_SCORES", limit)
+    found = []
+    for backend in ("eager", "blocked"):
+        leaves = [
+            x.requires_grad_()
+            for x in (*tensors(shared=shared, queries=queries, keys=keys), temperatures(queries=queries))
+        ]
+        with forced_backend(backend):
+            results = attention_with_entropy(*leaves[:3], causal=causal, temperature=leaves[3])
+        weights = [torch.linspace(-1, 2, x.numel(), dtype=x.dtype).view_as(x) for x in results]
+        found.append([*results, *torch.autograd.grad(results, leaves, weights)])
+    for expected, actual in zip(*found, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-11, atol=1e-11)
+
+
+def test_blocks_keep_memory_linear(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocked, "BLOCK_SCORES", 2**12)
+    largest = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            nonlocal largest
+            result = func(*args, **(kwargs or {}))
+            if isinstance(result, Tensor):
+                largest = max(largest, result.numel())
+            return result
+
+    q, k, v = (x.requires_grad_() for x in tensors(batch=1, heads=1, queries=512, keys=512, size=8))
+    with Watch(), forced_backend("blocked"):
+        out, entropy = attention_with_entropy(q, k, v)
+        (out.sum() + entropy.sum()).backward()
+    assert largest <= max(2**12, 512 * 8)
+
+
+def test_entropies_alone_are_the_same_and_have_no_gradient() -> None:
+    q, k, v = (x.requires_grad_() for x in tensors(shared=2))
+    entropy = attention_entropy(q, k, scale=0.3, temperature=temperatures())
+    assert not entropy.requires_grad
+    expected = attention_with_entropy(q, k, v, scale=0.3, temperature=temperatures())[1]
+    torch.testing.assert_close(entropy, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "name"),
+    [
+        ((2, 4, 64, 16), torch.float32, "eager"),
+        ((1, 1, 2**13, 16), torch.bfloat16, "blocked"),
+    ],
+)
+def test_the_size_chooses_the_backend_on_a_processor(shape: tuple[int, ...], dtype: torch.dtype, name: str) -> None:
+    q = torch.empty(shape, dtype=dtype)
+    assert choose_backend(q, q) == name
+
+
 def test_a_forced_backend_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    def constant(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> tuple[Tensor, Tensor]:
-        assert (scale, causal, k.shape) == (5**-0.5, True, v.shape)
+    def constant(
+        q: Tensor, k: Tensor, v: Tensor, temperature: Tensor | None, scale: float, causal: bool
+    ) -> tuple[Tensor, Tensor]:
+        assert (scale, causal, temperature, k.shape) == (5**-0.5, True, None, v.shape)
         return q, q[..., 0]
 
     monkeypatch.setitem(BACKENDS, "constant", constant)
     q, k, v = tensors()
     with forced_backend("constant"):
-        assert choose_backend() == "constant"
+        assert choose_backend(q, k) == "constant"
         assert attention_with_entropy(q, k, v)[0] is q
-    assert choose_backend() == "eager"
+    assert choose_backend(q, k) == "eager"
     with pytest.raises(ValueError, match="eager"), forced_backend("missing"):
         pass

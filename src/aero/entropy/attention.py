@@ -1,6 +1,6 @@
-"""Causal attention that also returns each query's Shannon entropy: one function in front of several backends.
+"""Attention that also returns each query's Shannon entropy: one function in front of several backends.
 
-A backend is one function ``(q, k, v, scale, causal) -> (out, entropy)`` on checked inputs and one entry in
+A backend is one function ``(q, k, v, temperature, scale, causal) -> (out, entropy)`` on checked inputs and one entry in
 ``BACKENDS``; ``choose_backend`` says which one runs.
 """
 
@@ -8,38 +8,69 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 
+import torch
 from torch import Tensor
 
+from aero.entropy.blocked import blocked_attention_with_entropy
 from aero.entropy.eager import eager_attention_with_entropy
 
-Backend = Callable[[Tensor, Tensor, Tensor, float, bool], tuple[Tensor, Tensor]]
+Backend = Callable[[Tensor, Tensor, Tensor, Tensor | None, float, bool], tuple[Tensor, Tensor]]
 
-BACKENDS: dict[str, Backend] = {"eager": eager_attention_with_entropy}
+EAGER_SCORES = 2**25
+"""Scores, over batch and heads, up to which the whole matrix is kept: 128 MiB in float32, twice in the backward."""
+LARGEST_HEAD = 256
+"""Head size up to which the Triton kernels are built."""
 
+_TRITON = find_spec("triton") is not None
 _forced: str | None = None
 
 
 def attention_with_entropy(
-    q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, causal: bool = True
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float | None = None,
+    causal: bool = True,
+    temperature: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Softmax attention and the entropy of its weights (arXiv 2501.03489, section 3), differentiable in q, k and v.
+    """Softmax attention and the entropy of its weights (arXiv 2501.03489, section 3), differentiable in every tensor.
 
     q: [B, H, Tq, D]; k, v: [B, Hkv, Tk, D]. Hkv divides H: query head h reads key/value head h // (H / Hkv).
     scale: factor on q k^T before the softmax; None is 1 / sqrt(D).
     causal: query i sees the keys up to its own position. With Tk > Tq the queries are the last Tq positions.
+    temperature: [H, Tq], positive; the scores of query i of head h are divided by temperature[h, i] too.
     Returns out [B, H, Tq, D] in q's dtype, and entropy [B, H, Tq] in nats, -sum_j p_j ln p_j of each query: between 0
-        and ln(number of visible keys), in float32 for half-precision inputs.
+        and ln(number of visible keys), in float32 for half-precision inputs. A loss in which the entropy has no part
+        pays nothing for it in the backward pass, and under ``torch.no_grad`` nothing is kept for one.
     Raises ValueError, with the shapes, for inputs that do not fit together.
     """
-    _check(q, k, v, causal)
-    run = BACKENDS[choose_backend()]
-    return run(q, k, v, q.shape[-1] ** -0.5 if scale is None else scale, causal)
+    _check(q, k, v, causal, temperature)
+    run = BACKENDS[choose_backend(q, k)]
+    return run(q, k, v, temperature, q.shape[-1] ** -0.5 if scale is None else scale, causal)
 
 
-def choose_backend() -> str:
-    """Name of the backend that the next call runs: the forced one, else eager."""
-    return _forced or "eager"
+def attention_entropy(
+    q: Tensor, k: Tensor, *, scale: float | None = None, causal: bool = True, temperature: Tensor | None = None
+) -> Tensor:
+    """The entropies alone, [B, H, Tq], without gradients: for watching attention that runs elsewhere.
+
+    Arguments as for ``attention_with_entropy``.
+    """
+    with torch.no_grad():
+        return attention_with_entropy(q, k, k, scale=scale, causal=causal, temperature=temperature)[1]
+
+
+def choose_backend(q: Tensor, k: Tensor) -> str:
+    """Name of the backend that runs for these queries and keys: the forced one, else by device, type and size."""
+    if _forced is not None:
+        return _forced
+    if q.is_cuda and q.dtype != torch.float64 and q.shape[-1] <= LARGEST_HEAD:
+        return "triton" if _TRITON and _has_tensor_cores(q.device.index) else "flex"
+    scores = q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2]
+    return "eager" if scores <= EAGER_SCORES else "blocked"
 
 
 @contextmanager
@@ -55,7 +86,41 @@ def forced_backend(name: str) -> Iterator[None]:
         _forced = before
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> None:
+# Both are imported when they first run: one needs triton, which is optional, the other takes seconds to load.
+
+
+def _triton(
+    q: Tensor, k: Tensor, v: Tensor, temperature: Tensor | None, scale: float, causal: bool
+) -> tuple[Tensor, Tensor]:
+    from aero.entropy.triton_operator import triton_attention_with_entropy
+
+    # The kernel takes the largest score of a row before it scales, which is right for positive factors only.
+    return triton_attention_with_entropy(-q if scale < 0 else q, k, v, temperature, abs(scale), causal)
+
+
+def _flex(
+    q: Tensor, k: Tensor, v: Tensor, temperature: Tensor | None, scale: float, causal: bool
+) -> tuple[Tensor, Tensor]:
+    from aero.entropy.flex import flex_attention_with_entropy
+
+    return flex_attention_with_entropy(q, k, v, temperature, scale, causal)
+
+
+BACKENDS: dict[str, Backend] = {
+    "eager": eager_attention_with_entropy,
+    "blocked": blocked_attention_with_entropy,
+    "flex": _flex,
+    "triton": _triton,
+}
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _has_tensor_cores(device: int) -> bool:
+    """Whether the GPU multiplies bf16 matrices, as the kernels assume: NVIDIA's from Ampere on."""
+    return torch.version.cuda is not None and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, causal: bool, temperature: Tensor | None) -> None:
     shapes = f"q {list(q.shape)}, k {list(k.shape)}, v {list(v.shape)}"
     if q.dim() != 4 or k.dim() != 4 or v.dim() != 4:
         raise ValueError(f"q, k and v must be [batch, heads, positions, size]: {shapes}")
@@ -71,3 +136,7 @@ def _check(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> None:
         raise ValueError(f"causal attention needs at least as many keys as queries: {shapes}")
     if not (q.dtype == k.dtype == v.dtype and q.dtype.is_floating_point):
         raise ValueError(f"q, k and v must share a floating dtype, not {q.dtype}, {k.dtype}, {v.dtype}")
+    if not q.device == k.device == v.device:
+        raise ValueError(f"q, k and v must be on one device, not {q.device}, {k.device}, {v.device}")
+    if temperature is not None and temperature.shape != q.shape[1:3]:
+        raise ValueError(f"temperature must be [heads, queries], not {list(temperature.shape)}: {shapes}")

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 
-def eager_attention_with_entropy(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> tuple[Tensor, Tensor]:
+def eager_attention_with_entropy(
+    q: Tensor, k: Tensor, v: Tensor, temperature: Tensor | None, scale: float, causal: bool
+) -> tuple[Tensor, Tensor]:
     """The backend that others are compared with; shapes and meaning as in ``attention_with_entropy``.
 
     Scores, softmax and entropy are float32 for half-precision inputs (float64 stays float64), autocast or not. Memory
@@ -16,9 +18,11 @@ def eager_attention_with_entropy(q: Tensor, k: Tensor, v: Tensor, scale: float, 
     groups, keys = k.shape[1], k.shape[2]
     statistics = torch.promote_types(q.dtype, torch.float32)
     with torch.autocast(q.device.type, enabled=False):
+        scaled = q.to(statistics) * scale
+        if temperature is not None:
+            scaled = scaled / temperature[:, :, None].to(statistics)
         # Query heads that share a key/value head are stacked along the query axis, so that keys are not copied.
-        stacked = q.reshape(batch, groups, -1, size).to(statistics) * scale
-        scores = stacked @ k.to(statistics).transpose(-1, -2)
+        scores = scaled.reshape(batch, groups, -1, size) @ k.to(statistics).transpose(-1, -2)
         scores = scores.view(batch, heads, queries, keys)
         if causal:
             hidden = torch.ones(queries, keys, dtype=torch.bool, device=q.device).triu(keys - queries + 1)

@@ -1,0 +1,32 @@
+"""The Triton kernels: their own code in Triton's interpreter on every machine, and on the GPU where there is one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize("interpreted", [True, False], ids=["interpreter", "gpu"])
+def test_kernels(interpreted: bool) -> None:
+    pytest.importorskip("triton")
+    if not interpreted and not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/entropy/triton_cases.py"],
+        cwd=ROOT,
+        env=environment | ({"TRITON_INTERPRET": "1"} if interpreted else {}),
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout
