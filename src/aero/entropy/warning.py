@@ -34,7 +34,7 @@ class EarlyWarning:
     many at once. Raises ValueError for values outside (0, 1) or a patience below 1.
     """
 
-    def __init__(self, *, floor: float = 0.05, share: float = 0.25, patience: int = 3) -> None:
+    def __init__(self, *, floor: float = 0.05, share: float = 0.25, patience: int = 2) -> None:
         for name, value in (("floor", floor), ("share", share)):
             if not (math.isfinite(value) and 0 < value < 1):
                 raise ValueError(f"{name} must lie between 0 and 1, not {value}")

@@ -45,7 +45,7 @@ class EntropyTrainer(Trainer):
         **rest: Any,
     ) -> None:
         self.attachment = attach(model, regularizer=regularizer, recorder=recorder)
-        super().__init__(model=model, args=args, **rest)  # type: ignore[arg-type]
+        super().__init__(model=model, args=args, **rest)
         self.entropy = EntropyCallback(self.attachment, warning=warning, on_warning=on_warning)
         self.add_callback(self.entropy)
 

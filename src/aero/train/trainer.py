@@ -251,14 +251,10 @@ def _regularizer(recipe: Recipe) -> EntropyRegularizer | None:
 
 
 def _recorder(recipe: Recipe, on_warning: str | None) -> EntropyRecorder:
-    """A hundred records a run; with a warning one every second step, looked at every eighth."""
+    """A hundred records a run; with a warning one a step, looked at in pairs: a collapse may leave ten steps."""
     from aero.entropy import EntropyRecorder
 
-    return (
-        EntropyRecorder(every=max(1, recipe.steps // 100))
-        if on_warning is None
-        else EntropyRecorder(every=2, capacity=4)
-    )
+    return EntropyRecorder(every=max(1, recipe.steps // 100)) if on_warning is None else EntropyRecorder(capacity=2)
 
 
 def _figures(
