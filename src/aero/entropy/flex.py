@@ -14,6 +14,12 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 _compiled: Any = torch.compile(flex_attention, dynamic=False)
+# What PyTorch picks for such wide values does not fit into shared memory.
+_SMALL_TILES = {
+    "fwd_BLOCK_M": 64, "fwd_BLOCK_N": 32, "fwd_num_stages": 1, "fwd_num_warps": 4,
+    "bwd_BLOCK_M1": 32, "bwd_BLOCK_N1": 32, "bwd_BLOCK_M2": 32, "bwd_BLOCK_N2": 32,
+    "bwd_num_stages": 1, "bwd_num_warps": 4,
+}  # fmt: skip
 _masks: dict[tuple[int, int, torch.device], BlockMask] = {}
 
 
@@ -22,13 +28,14 @@ def flex_attention_with_entropy(
 ) -> tuple[Tensor, Tensor]:
     """The backend; as ``attention_with_entropy``, on CUDA, for types up to 32 bits. The value size is doubled."""
     size = q.shape[-1]
+    both_bytes = 2 * size * q.element_size()
     asked = q
     if temperature is not None:
         asked, scale = (q.float() * scale / temperature[:, :, None].float()).to(q.dtype), 1.0
     mask = _causal_mask(q.shape[2], k.shape[2], q.device) if causal else None
     both, lse = _compiled(
         asked, k, torch.cat([v, k], dim=-1), block_mask=mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1],
-        return_lse=True,
+        return_lse=True, kernel_options=_SMALL_TILES if both_bytes > 256 else None,
     )  # fmt: skip
     out, key = both.split(size, dim=-1)
     entropy = lse - scale * (asked.float() * key.float()).sum(-1)

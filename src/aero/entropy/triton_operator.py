@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -42,10 +41,10 @@ def launch_forward(
     out = torch.empty_like(q)
     entropy = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
     lse = torch.empty_like(entropy)
-    padded = max(16, triton.next_power_of_2(size))
+    padded = _padded(size)
     tiles = forward_tiles(padded, q.element_size())
     with torch.cuda.device_of(q):  # type: ignore[no-untyped-call]
-        forward_kernel[(triton.cdiv(queries, tiles.held), batch * heads)](
+        forward_kernel[(-(-queries // tiles.held), batch * heads)](
             q, k, v, out, entropy, lse, entropy if temperature is None else temperature,
             scale * LOG2E, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3],
             heads, queries, k.shape[2], size,
@@ -68,12 +67,12 @@ def launch_backward(
     constant = torch.empty_like(lse)
     slope = constant if d_entropy is None else torch.empty_like(lse)
     d_temperature = None if temperature is None else torch.empty_like(lse)
-    padded = max(16, triton.next_power_of_2(size))
+    padded = _padded(size)
     tiles = backward_tiles(padded, q.element_size())
-    blocks = triton.cdiv(max(keys, queries), tiles.held)
+    blocks = -(-max(keys, queries) // tiles.held)
     given = lse if d_entropy is None else d_entropy
     with torch.cuda.device_of(q):  # type: ignore[no-untyped-call]
-        prepare_kernel[(triton.cdiv(queries, 64), batch * heads)](
+        prepare_kernel[(-(-queries // 64), batch * heads)](
             out, d_out, entropy, given, constant, slope,
             *out.stride()[:3], *d_out.stride()[:3], *given.stride(), heads, queries, size,
             SIZE=padded, ENTROPY=d_entropy is not None, BLOCK_M=64,
@@ -93,6 +92,11 @@ def launch_backward(
 
 def _rows(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _padded(size: int) -> int:
+    # The next power of two, and the least that the tensor cores take.
+    return max(16, 1 << (size - 1).bit_length())
 
 
 def _precision(q: Tensor) -> str:
@@ -120,10 +124,11 @@ def _gradients(ctx: Any, launch: Any, d_out: Tensor | None, d_entropy: Tensor | 
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        return launch_forward(*inputs)
-
-    setup_context = staticmethod(_save)
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        # Not as a setup_context: with one, PyTorch inspects the signature at every call.
+        results = launch_forward(*inputs)
+        _save(ctx, inputs, results)
+        return results
 
     @staticmethod
     @once_differentiable
