@@ -7,7 +7,7 @@ import sys
 import typer
 
 from aero import __version__
-from aero.cli import corpus, demo, private, train
+from aero.cli import corpus, demo, entropy, private, train
 from aero.errors import AeroError
 
 root = typer.Typer(
@@ -19,6 +19,7 @@ root = typer.Typer(
     help=(
         "Language models that answer a prompt their operator cannot see.\n\n"
         "The road: [bold]corpus build[/bold] gathers text, [bold]train[/bold] makes a model with few nonlinearities, "
+        "[bold]entropy[/bold] shows what its attention heads do, "
         "[bold]private generate[/bold] lets it answer a secret prompt between processes, and "
         "[bold]private bench[/bold] says what that costs, operator by operator. [bold]demo[/bold] walks the whole "
         "road in minutes."
@@ -27,6 +28,7 @@ root = typer.Typer(
 )
 root.add_typer(corpus.app, name="corpus")
 root.command("train")(train.command)
+root.command("entropy")(entropy.command)
 root.add_typer(private.app, name="private")
 root.command("demo")(demo.command)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -11,6 +12,19 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from aero.train.trainer import TrainingResult
+
+
+class OnWarning(str, Enum):
+    """What to do at an early warning."""
+
+    nothing = "nothing"
+    stop = "stop"
+    cut = "cut"
+
+    @property
+    def action(self) -> Literal["stop", "cut"] | None:
+        """As ``train`` takes it."""
+        return None if self is OnWarning.nothing else "stop" if self is OnWarning.stop else "cut"
 
 
 def command(
@@ -34,16 +48,25 @@ def command(
         bool, typer.Option("--resume", help="Continue an interrupted run in --out from its last checkpoint.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a training run that is already in --out.")] = False,
+    on_warning: Annotated[
+        OnWarning,
+        typer.Option(
+            help="When head entropies collapse as before a divergence: stop the run, cut the learning rate to a tenth, "
+            "or watch nothing."
+        ),
+    ] = OnWarning.nothing,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write training.json to this file.")] = None,
 ) -> None:
     """Train a model by a recipe and measure it on held-out text: whole new packages, and new files of known ones.
 
-    The folder holds the model and tokenizer in the Transformers library's format and training.json with every setting
-    and figure. The tokenizer and packed text are kept with the corpus, so recipes that share them start faster.
+    The folder holds the model and tokenizer in the Transformers library's format, training.json with every setting and
+    figure, and entropy.json with what the attention heads did on the way; a terminal shows them live. The tokenizer and
+    packed text are kept with the corpus, so recipes that share them start faster.
     """
     from dataclasses import replace
 
     from aero.cli.console import progress_bar
+    from aero.cli.heatmap import LiveHeatMap
     from aero.errors import AeroError
     from aero.files import write_json
     from aero.train.recipes import named
@@ -58,8 +81,18 @@ def command(
 
     from aero.train.trainer import train
 
-    with progress_bar() as progress:
-        result = train(chosen, corpus, out, force=force, resume=resume, progress=progress)
+    heads = LiveHeatMap()
+    with progress_bar(below=heads) as progress:
+        result = train(
+            chosen,
+            corpus,
+            out,
+            force=force,
+            resume=resume,
+            progress=progress,
+            on_warning=on_warning.action,
+            listeners=[heads.listen],
+        )
     if json_file is not None:
         write_json(json_file, result.to_dict())
     _print(result, out)
@@ -77,4 +110,6 @@ def _print(result: TrainingResult, out: Path) -> None:
     for split, value in result.perplexity.items():
         table.add_row(f"perplexity on {split}", "none" if value is None else f"{value:.2f}")
     table.add_row("attention heads", str(result.verdict))
+    if result.warning_step is not None:
+        table.add_row("early warning", f"learning rate cut after step {result.warning_step}")
     console.print(table)
