@@ -4,8 +4,8 @@
 
 Small models (6 layers, 4 heads, 128 wide, context 64) on the Python source of the running environment
 (``stability_corpus.py``), float32, AdamW with the model's own parameter groups, 5 % warm-up, linear decay, gradient
-norm clipped at 1; static norms are blended to constants between 35 and 65 % of the steps. Heads are recorded every
-step and looked at every second, as ``aero train --on-warning`` does.
+norm clipped at 1; static norms are blended to constants between 35 and 65 % of the steps. Heads are recorded and looked
+at every step, as ``aero train --on-warning`` does.
 
 A harsh set-up trains twice from the same seed: watched, and with PyTorch's fused attention, which computes the scores a
 second time in the backward pass and overflows where the watched one (materialised on a CPU) may still hold. The warning
@@ -107,7 +107,7 @@ def train(setup: SetUp, corpus: Corpus, seed: int, steps: int, *, watched: bool,
     """Train until a loss or gradient norm is not finite; go on after a warning, with ``cut`` at a tenth of the rate."""
     torch.manual_seed(seed)
     model = model_for(setup).train()
-    recorder = EntropyRecorder(capacity=2)
+    recorder = EntropyRecorder(capacity=1)
     attachment = attach(model, recorder=recorder) if watched else None
     groups = parameter_groups(model, learning_rate=setup.learning_rate, weight_decay=0.1)
     optimizer = torch.optim.AdamW(groups, lr=setup.learning_rate, eps=1e-8)

@@ -97,14 +97,14 @@ def shares_over_training(history: EntropyHistory) -> list[Plot]:
 def layers_over_training(history: EntropyHistory) -> Plot:
     """Mean entropy of each layer over the run, the deepest darkest."""
     depth = len(history["heads"][0])
-    scale = colormaps["viridis_r"]
+    scale = colormaps["plasma_r"]
     top = history["reachable_maximum"]
     with canvas(WIDTH, 2.8) as figure:
         axes = figure.subplots()
         ends = []
         for layer in range(depth):
             means = [_mean(step[layer]) for step in history["heads"]]
-            colour = scale(0.15 + 0.85 * layer / max(1, depth - 1))
+            colour = scale(0.1 + 0.65 * layer / max(1, depth - 1))
             axes.plot(history["steps"], means, color=colour, linewidth=1.2, label=f"layer {layer}")
             ends.append(f"{means[-1]:.2f}")
         _verdict_lines(axes, top)

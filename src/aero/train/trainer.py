@@ -251,10 +251,10 @@ def _regularizer(recipe: Recipe) -> EntropyRegularizer | None:
 
 
 def _recorder(recipe: Recipe, on_warning: str | None) -> EntropyRecorder:
-    """A hundred records a run; with a warning one a step, looked at in pairs: a collapse may leave ten steps."""
+    """A hundred records a run; with a warning one a step, looked at at once: a collapse may leave a few steps."""
     from aero.entropy import EntropyRecorder
 
-    return EntropyRecorder(every=max(1, recipe.steps // 100)) if on_warning is None else EntropyRecorder(capacity=2)
+    return EntropyRecorder(every=max(1, recipe.steps // 100)) if on_warning is None else EntropyRecorder(capacity=1)
 
 
 def _figures(
