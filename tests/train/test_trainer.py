@@ -212,6 +212,8 @@ def test_a_batch_is_shared_by_processes_and_micro_batches(tmp_path: Path, monkey
     assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (2, 4)
     with pytest.raises(AeroError, match="does not divide"):
         training_arguments(replace(tiny("SM+LN+G"), micro_batch=3), tmp_path)
+    with pytest.raises(AeroError, match="install it first"):
+        training_arguments(tiny("SM+LN+G"), tmp_path, report_to="nowhere")
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(AeroError, match="3 processes"):
         training_arguments(tiny("SM+LN+G"), tmp_path)

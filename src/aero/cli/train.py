@@ -55,6 +55,9 @@ def command(
             "or watch nothing."
         ),
     ] = OnWarning.nothing,
+    report_to: Annotated[
+        str, typer.Option(help="Also report losses and entropies to tensorboard, trackio or another installed tool.")
+    ] = "none",
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write training.json to this file.")] = None,
 ) -> None:
     """Train a model by a recipe and measure it on held-out text: whole new packages, and new files of known ones.
@@ -92,6 +95,7 @@ def command(
             progress=progress,
             on_warning=on_warning.action,
             listeners=[heads.listen],
+            report_to=report_to,
         )
     if json_file is not None:
         write_json(json_file, result.to_dict())

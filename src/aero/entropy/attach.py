@@ -99,9 +99,14 @@ class Attachment:
 
 
 def undecayed_names(model: nn.Module) -> set[str]:
-    """Names of the parameters of ``model`` that belong to an attached regulariser and must not decay."""
-    part = getattr(model, PART, None)
-    return {f"{PART}.{name}" for name in part.no_weight_decay} if isinstance(part, EntropyRegularizer) else set()
+    """Names of the parameters in ``model``, wrapped or not, that belong to a regulariser and must not decay."""
+    return {
+        ".".join(filter(None, (prefix, name)))
+        for prefix, module in model.named_modules()
+        if isinstance(module, EntropyRegularizer)
+        for name, _ in module.named_parameters()
+        if name in module.no_weight_decay
+    }
 
 
 def attach(

@@ -51,7 +51,7 @@ class EntropyTrainer(Trainer):
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """The base class's, without thresholds and strengths."""
-        spared = undecayed_names(self.attachment.model)
+        spared = undecayed_names(model)
         names: list[str] = super().get_decay_parameter_names(model)
         return [name for name in names if name not in spared]
 

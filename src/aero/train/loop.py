@@ -16,6 +16,7 @@ from safetensors.torch import load_model
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
 
 from aero.entropy.attach import undecayed_names
 from aero.errors import AeroError
@@ -133,8 +134,16 @@ def checkpoints(home: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.partition("-")[2]))
 
 
-def training_arguments(recipe: Recipe, home: Path) -> TrainingArguments:
-    """The recipe in the library's terms; checkpoints go to ``home``. Raises AeroError if the batch does not divide."""
+def training_arguments(recipe: Recipe, home: Path, report_to: str = "none") -> TrainingArguments:
+    """The recipe in the library's terms; checkpoints go to ``home``.
+
+    report_to: a tool that the library reports scalars to ("tensorboard", "trackio", ...).
+    Raises AeroError if the batch does not divide, or for a tool that is not installed.
+    """
+    available = get_available_reporting_integrations()
+    if report_to not in ("none", *available):
+        known = ", ".join(available) or "none"
+        raise AeroError(f"Nothing reports to {report_to!r} here: install it first (installed: {known}).")
     # A launcher says how many processes share the batch; without one, one process drives one device.
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     share, rest = divmod(recipe.batch, processes)
@@ -163,7 +172,7 @@ def training_arguments(recipe: Recipe, home: Path) -> TrainingArguments:
         logging_nan_inf_filter=False,  # a loss that is not finite stops the run instead
         save_strategy="steps" if recipe.checkpoints else "no",
         save_steps=every,
-        report_to="none",
+        report_to=report_to,
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_drop_last=True,

@@ -80,6 +80,7 @@ def train(
     progress: Progress | None = None,
     on_warning: Literal["stop", "cut"] | None = None,
     listeners: Sequence[Listener] = (),
+    report_to: str = "none",
 ) -> TrainingResult:
     """Train ``recipe`` on a corpus and leave a folder that ``AutoModelForCausalLM.from_pretrained`` loads.
 
@@ -92,6 +93,8 @@ def train(
     on_warning: what to do when head entropies announce a divergence: ``stop`` the run, which then raises AeroError, or
         ``cut`` the learning rate (``EntropyCallback``). None watches nothing.
     listeners: called with every record of entropies.
+    report_to: a tool that gets the scalars (losses, entropies) while the run goes on. Tensorboard's files go to a
+        folder beside ``out_dir``, unless TENSORBOARD_LOGGING_DIR names another.
     Under ``accelerate launch`` or ``torchrun`` every process calls this and the first one writes.
     Raises AeroError for a corpus or folder that cannot be used, and at the first loss that is not finite.
     """
@@ -149,6 +152,8 @@ def train(
         commit=_commit(),
     )
     home = out_dir / "checkpoints"
+    args = training_arguments(recipe, home, report_to)
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", f"{out_dir}.tensorboard")
     start: str | None = None
     with state.main_process_first():
         if resume:
@@ -160,7 +165,6 @@ def train(
             with folder_when_done(out_dir) as folder:
                 write_json(folder / TRAINING, base.to_dict())
 
-    args = training_arguments(recipe, home)
     recorder = _recorder(recipe, on_warning)
     trainer = AeroTrainer(
         model,
