@@ -16,7 +16,7 @@ from safetensors.torch import load_model
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import TrainingArguments
-from transformers.integrations import get_available_reporting_integrations
+from transformers.integrations.integration_utils import get_available_reporting_integrations
 
 from aero.entropy.attach import undecayed_names
 from aero.errors import AeroError
@@ -140,7 +140,7 @@ def training_arguments(recipe: Recipe, home: Path, report_to: str = "none") -> T
     report_to: a tool that the library reports scalars to ("tensorboard", "trackio", ...).
     Raises AeroError if the batch does not divide, or for a tool that is not installed.
     """
-    available = get_available_reporting_integrations()
+    available: list[str] = get_available_reporting_integrations()  # type: ignore[no-untyped-call]
     if report_to not in ("none", *available):
         known = ", ".join(available) or "none"
         raise AeroError(f"Nothing reports to {report_to!r} here: install it first (installed: {known}).")
