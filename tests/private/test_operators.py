@@ -30,7 +30,7 @@ Array = np.ndarray
 @lru_cache
 def parties(protocol: str) -> Any:
     chosen = protocol_named(protocol)
-    return simulation.Simulator(len(chosen.roles), runtime_config(chosen))
+    return simulation.Simulator(len(chosen.roles), runtime_config(chosen, threads=1))
 
 
 def draw(*shape: int, scale: float = 1.0, seed: int = 0) -> Array:

@@ -47,12 +47,15 @@ _Key = tuple[Callable[..., Any], tuple[tuple[int, ...], ...]]
 
 
 class Engine:
-    """The engine of the party ``rank`` among ``addresses`` (host:port each, in rank order).
+    """The engine of the party ``rank`` among ``addresses`` (host:port each, in rank order), with that many threads.
 
     Connects at once; the caller makes sure that the other parties are there. Not to be made twice in one process.
+    The matrix products' own threads are bounded by OMP_THREAD_LIMIT, which counts before this file is imported.
     """
 
-    def __init__(self, protocol: Protocol, rank: int, addresses: Sequence[str], *, connect_seconds: float) -> None:
+    def __init__(
+        self, protocol: Protocol, rank: int, addresses: Sequence[str], threads: int, *, connect_seconds: float
+    ) -> None:
         # One platform, and before anything is traced: the tracer must not look for accelerators.
         os.environ["JAX_PLATFORMS"] = "cpu"
         self.protocol, self.rank, self.world = protocol, rank, len(addresses)
@@ -64,7 +67,7 @@ class Engine:
         libspu.logging.setup_logging(options)
         self._read_to = 0
         self._link = _connect(rank, addresses, connect_seconds)
-        config = runtime_config(protocol)
+        config = runtime_config(protocol, threads)
         self._runtime = spu.Runtime(self._link, config)
         self._io = spu.Io(self.world, config)
         self._shapes: dict[str, tuple[int, ...]] = {}
@@ -277,13 +280,12 @@ def _connect(rank: int, addresses: Sequence[str], connect_seconds: float) -> Any
     return libspu.link.create_brpc(description, rank)
 
 
-def runtime_config(protocol: Protocol) -> libspu.RuntimeConfig:
+def runtime_config(protocol: Protocol, threads: int) -> libspu.RuntimeConfig:
     """The engine's settings for a protocol: ring, fraction bits, accounting."""
     kind = getattr(libspu.ProtocolKind, protocol.kind)
     config = libspu.RuntimeConfig(kind, libspu.FieldType.FM64, FRACTION_BITS)
     config.enable_pphlo_profile = True
     # A secret that lies with one party stays there until a step needs it; ``enter`` relies on it.
     config.experimental_enable_colocated_optimization = True
-    # The engine's threads spin; more of them than cores only take turns.
-    config.max_concurrency = max(1, (os.cpu_count() or 1) // len(protocol.roles))
+    config.max_concurrency = threads
     return config

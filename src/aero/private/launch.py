@@ -106,8 +106,13 @@ class _Run:
         self.answer: list[int] = []
         self.logits: list[list[float]] = []
         self.parameters = 0
-        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "TOKENIZERS_PARALLELISM": "false"}
         for rank, job in enumerate(jobs):
+            environment = {
+                **os.environ,
+                "JAX_PLATFORMS": "cpu",
+                "TOKENIZERS_PARALLELISM": "false",
+                "OMP_THREAD_LIMIT": str(job.threads),
+            }
             process = subprocess.Popen(
                 [sys.executable, "-m", "aero.private.party"],
                 stdin=subprocess.PIPE,

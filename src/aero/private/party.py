@@ -53,7 +53,7 @@ class Session:
         model = self._load() if self.role == "model" else None
         self.watch.connect(job.wait_seconds)
         addresses = [str(address) for address in job.parties]
-        self.engine = Engine(self.protocol, job.rank, addresses, connect_seconds=job.wait_seconds)
+        self.engine = Engine(self.protocol, job.rank, addresses, job.threads, connect_seconds=job.wait_seconds)
         program = self._agree(model)
         length, new_tokens = self._plan(program.config)
         self._enter_weights(program, model)
