@@ -58,7 +58,7 @@ class TrainingResult:
     perplexity: dict[str, float | None]
     head_entropy: list[list[float]] | None
     verdict: str | None
-    warning_step: int | None
+    warning_step: int | None = None
     corpus_sha256: str
     tokenizer_sha256: str
     versions: dict[str, str]
@@ -143,7 +143,6 @@ def train(
         perplexity={},
         head_entropy=None,
         verdict=None,
-        warning_step=None,
         corpus_sha256=manifest.sha256,
         tokenizer_sha256=tokenizer_digest(tokenizer),
         versions={"python": platform.python_version()}
