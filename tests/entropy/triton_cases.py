@@ -17,11 +17,15 @@ from torch import Tensor
 from aero.entropy import attention_with_entropy
 from aero.entropy.attention import forced_backend
 
+# PyTorch's word on the first matrix product of a backward thread, which here is the reference's.
+pytestmark = pytest.mark.filterwarnings("ignore:Attempting to run cuBLAS")
+
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
 # The interpreter cannot multiply bf16 matrices.
 DTYPES = [torch.float32, torch.float16] + ([] if INTERPRETED else [torch.bfloat16])
-TOLERANCE = {torch.float32: 3e-6, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
+# On a GPU a float32 product is the sum of three products of truncated halves.
+TOLERANCE = {torch.float32: 3e-6 if INTERPRETED else 3e-5, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
 
 # batch, query heads, heads a group, queries, keys, head size, causal
 SHAPES = [

@@ -121,22 +121,28 @@ def _has_tensor_cores(device: int) -> bool:
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, causal: bool, temperature: Tensor | None) -> None:
-    shapes = f"q {list(q.shape)}, k {list(k.shape)}, v {list(v.shape)}"
+    wrong = _mismatch(q, k, v, causal, temperature)
+    if wrong is not None:
+        raise ValueError(f"{wrong}: q {list(q.shape)}, k {list(k.shape)}, v {list(v.shape)}")
+
+
+def _mismatch(q: Tensor, k: Tensor, v: Tensor, causal: bool, temperature: Tensor | None) -> str | None:
     if q.dim() != 4 or k.dim() != 4 or v.dim() != 4:
-        raise ValueError(f"q, k and v must be [batch, heads, positions, size]: {shapes}")
+        return "q, k and v must be [batch, heads, positions, size]"
     if k.shape != v.shape:
-        raise ValueError(f"k and v must have the same shape: {shapes}")
+        return "k and v must have the same shape"
     if q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
-        raise ValueError(f"q and k must agree in batch and head size: {shapes}")
+        return "q and k must agree in batch and head size"
     if 0 in q.shape or 0 in k.shape:
-        raise ValueError(f"q, k and v must not be empty: {shapes}")
+        return "q, k and v must not be empty"
     if q.shape[1] % k.shape[1]:
-        raise ValueError(f"the number of key/value heads must divide that of query heads: {shapes}")
+        return "the number of key/value heads must divide that of query heads"
     if causal and k.shape[2] < q.shape[2]:
-        raise ValueError(f"causal attention needs at least as many keys as queries: {shapes}")
+        return "causal attention needs at least as many keys as queries"
     if not (q.dtype == k.dtype == v.dtype and q.dtype.is_floating_point):
-        raise ValueError(f"q, k and v must share a floating dtype, not {q.dtype}, {k.dtype}, {v.dtype}")
+        return f"q, k and v must share a floating dtype, not {q.dtype}, {k.dtype}, {v.dtype}"
     if not q.device == k.device == v.device:
-        raise ValueError(f"q, k and v must be on one device, not {q.device}, {k.device}, {v.device}")
+        return f"q, k and v must be on one device, not {q.device}, {k.device}, {v.device}"
     if temperature is not None and temperature.shape != q.shape[1:3]:
-        raise ValueError(f"temperature must be [heads, queries], not {list(temperature.shape)}: {shapes}")
+        return f"temperature must be [heads, queries], not {list(temperature.shape)}"
+    return None

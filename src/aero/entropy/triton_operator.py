@@ -8,6 +8,7 @@ output, log-sum-exp and entropy of every query, and the temperature.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -16,9 +17,14 @@ from torch.autograd.function import once_differentiable
 
 from aero.entropy.triton_backward import backward_kernel, prepare_kernel
 from aero.entropy.triton_forward import forward_kernel
-from aero.entropy.triton_tiles import backward_tiles, forward_tiles
+from aero.entropy.triton_tiles import Tiles, backward_tiles, forward_tiles
 
 LOG2E = 1.4426950408889634
+PREPARED = Tiles(64, 1, 4, 1)
+KEPT = 4096
+"""Launches that are remembered: shapes, layouts and types together."""
+
+_compiled: dict[Any, Any] = {}
 
 
 def triton_attention_with_entropy(
@@ -43,15 +49,16 @@ def launch_forward(
     lse = torch.empty_like(entropy)
     padded = _padded(size)
     tiles = forward_tiles(padded, q.element_size())
-    with torch.cuda.device_of(q):  # type: ignore[no-untyped-call]
-        forward_kernel[(-(-queries // tiles.held), batch * heads)](
-            q, k, v, out, entropy, lse, entropy if temperature is None else temperature,
-            scale * LOG2E, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3],
-            heads, queries, k.shape[2], size,
-            GROUP=heads // k.shape[1], SIZE=padded, PADDED=padded != size, CAUSAL=causal,
-            TEMPERATURE=temperature is not None, PRECISION=_precision(q), BLOCK_M=tiles.held, BLOCK_N=tiles.step,
-            num_warps=tiles.warps, num_stages=tiles.stages,
-        )  # fmt: skip
+    _launch(
+        forward_kernel, (-(-queries // tiles.held), batch * heads, 1), tiles,
+        (q, k, v, out, entropy, lse, entropy if temperature is None else temperature), (scale * LOG2E,),
+        (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3], heads, queries, k.shape[2], size),
+        {
+            "GROUP": heads // k.shape[1], "SIZE": padded, "PADDED": padded != size, "CAUSAL": causal,
+            "TEMPERATURE": temperature is not None, "PRECISION": _precision(q),
+            "BLOCK_M": tiles.held, "BLOCK_N": tiles.step,
+        },
+    )  # fmt: skip
     return out, entropy, lse
 
 
@@ -69,25 +76,60 @@ def launch_backward(
     d_temperature = None if temperature is None else torch.empty_like(lse)
     padded = _padded(size)
     tiles = backward_tiles(padded, q.element_size())
-    blocks = -(-max(keys, queries) // tiles.held)
     given = lse if d_entropy is None else d_entropy
-    with torch.cuda.device_of(q):  # type: ignore[no-untyped-call]
-        prepare_kernel[(-(-queries // 64), batch * heads)](
-            out, d_out, entropy, given, constant, slope,
-            *out.stride()[:3], *d_out.stride()[:3], *given.stride(), heads, queries, size,
-            SIZE=padded, ENTROPY=d_entropy is not None, BLOCK_M=64,
-        )  # fmt: skip
-        backward_kernel[(blocks, batch * key_heads)](
+    _launch(
+        prepare_kernel, (-(-queries // PREPARED.held), batch * heads, 1), PREPARED,
+        (out, d_out, entropy, given, constant, slope), (),
+        (*out.stride()[:3], *d_out.stride()[:3], *given.stride(), heads, queries, size),
+        {"SIZE": padded, "ENTROPY": d_entropy is not None, "BLOCK_M": PREPARED.held},
+    )  # fmt: skip
+    _launch(
+        backward_kernel, (-(-max(keys, queries) // tiles.held), batch * key_heads, 1), tiles,
+        (
             q, k, v, d_out, dq, dk, dv, lse, constant, slope,
             lse if temperature is None else temperature, lse if d_temperature is None else d_temperature,
-            scale, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *d_out.stride()[:3],
+        ),
+        (scale,),
+        (
+            *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *d_out.stride()[:3],
             *dq.stride()[:3], *dk.stride()[:3], *dv.stride()[:3], heads, queries, keys, size,
-            GROUP=heads // key_heads, SIZE=padded, PADDED=padded != size, CAUSAL=causal,
-            EVEN=queries % tiles.step == 0, ENTROPY=d_entropy is not None, TEMPERATURE=temperature is not None,
-            PRECISION=_precision(q), HELD=tiles.held, STEP=tiles.step,
-            num_warps=tiles.warps, num_stages=tiles.stages,
-        )  # fmt: skip
+        ),
+        {
+            "GROUP": heads // key_heads, "SIZE": padded, "PADDED": padded != size, "CAUSAL": causal,
+            "EVEN": queries % tiles.step == 0, "ENTROPY": d_entropy is not None,
+            "TEMPERATURE": temperature is not None, "PRECISION": _precision(q),
+            "HELD": tiles.held, "STEP": tiles.step,
+        },
+    )  # fmt: skip
     return dq, dk, dv, None if d_temperature is None else d_temperature.sum(0)
+
+
+def _launch(
+    kernel: Any, grid: tuple[int, int, int], tiles: Tiles, tensors: tuple[Tensor, ...], scale: tuple[float, ...],
+    numbers: tuple[int, ...], constants: dict[str, Any],
+) -> None:  # fmt: skip
+    """Run ``kernel``, whose parameters are the tensors, the scale, the numbers and the constants, in this order.
+
+    A launch through Triton looks at every argument to find the compiled kernel, which takes longer than a short
+    sequence does on the GPU. What it looks at is in the key here: the dtypes, whether addresses are multiples of 16,
+    and the numbers themselves; floats have no part in it.
+    """
+    device = tensors[0].get_device()
+    key = (
+        id(kernel), device, numbers, tuple(constants.values()),
+        tuple([(x.dtype, x.data_ptr() % 16 == 0) for x in tensors]),
+    )  # fmt: skip
+    with torch.cuda.device(device) if device >= 0 else nullcontext():
+        compiled = _compiled.get(key)
+        if compiled is not None:
+            compiled[grid](*tensors, *scale, *numbers, *constants.values())
+            return
+        compiled = kernel[grid](*tensors, *scale, *numbers, **constants, num_warps=tiles.warps, num_stages=tiles.stages)
+        # The interpreter compiles nothing.
+        if compiled is not None:
+            if len(_compiled) >= KEPT:
+                _compiled.clear()
+            _compiled[key] = compiled
 
 
 def _rows(x: Tensor) -> Tensor:
