@@ -1,7 +1,7 @@
 """What attention heads do: their entropy, computed with the attention itself, watched and regularised."""
 
 from aero.entropy.attach import Attachment, attach
-from aero.entropy.attention import attention_with_entropy
+from aero.entropy.attention import attention_entropy, attention_with_entropy
 from aero.entropy.dynamics import Verdict, bucket_shares, head_entropy, head_verdicts, verdict
 from aero.entropy.reachable import reachable_entropy, reachable_row_entropy
 from aero.entropy.recorder import EntropyRecord, EntropyRecorder
@@ -25,6 +25,7 @@ __all__ = [
     "Verdict",
     "WarmUpStrength",
     "attach",
+    "attention_entropy",
     "attention_with_entropy",
     "bucket_shares",
     "head_entropy",

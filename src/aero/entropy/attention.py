@@ -21,7 +21,9 @@ Backend = Callable[[Tensor, Tensor, Tensor, Tensor | None, float, bool], tuple[T
 EAGER_SCORES = 2**25
 """Scores, over batch and heads, up to which the whole matrix is kept: 128 MiB in float32, twice in the backward."""
 LARGEST_HEAD = 256
-"""Head size up to which the Triton kernels are built."""
+"""Head size up to which backends other than eager and blocked run."""
+LARGEST_HEAD_IN_LITTLE_MEMORY = 64
+"""The same for the Triton kernels on GPUs with less than 160 KiB of shared memory a multiprocessor."""
 
 _TRITON = find_spec("triton") is not None
 _forced: str | None = None
@@ -68,7 +70,7 @@ def choose_backend(q: Tensor, k: Tensor) -> str:
     if _forced is not None:
         return _forced
     if q.is_cuda and q.dtype != torch.float64 and q.shape[-1] <= LARGEST_HEAD:
-        return "triton" if _TRITON and _has_tensor_cores(q.device.index) else "flex"
+        return "triton" if _TRITON and q.shape[-1] <= _largest_triton_head(q.device.index) else "flex"
     scores = q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2]
     return "eager" if scores <= EAGER_SCORES else "blocked"
 
@@ -115,9 +117,14 @@ BACKENDS: dict[str, Backend] = {
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _has_tensor_cores(device: int) -> bool:
-    """Whether the GPU multiplies bf16 matrices, as the kernels assume: NVIDIA's from Ampere on."""
-    return torch.version.cuda is not None and torch.cuda.get_device_capability(device) >= (8, 0)
+def _largest_triton_head(device: int) -> int:
+    """Head size up to which the Triton kernels run on this GPU; 0 where its cores do not multiply bf16 matrices."""
+    capability = torch.cuda.get_device_capability(device)
+    if torch.version.cuda is None or capability < (8, 0):
+        return 0
+    # A100, the Hopper and the data centre's Blackwell GPUs; the others of these generations have 99 KiB.
+    roomy = capability == (8, 0) or capability[0] in (9, 10)
+    return LARGEST_HEAD if roomy else LARGEST_HEAD_IN_LITTLE_MEMORY
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, causal: bool, temperature: Tensor | None) -> None:
