@@ -8,6 +8,7 @@ too busy for its threads to speak, and its system never is.
 
 from __future__ import annotations
 
+import random
 import socket
 import threading
 import time
@@ -132,15 +133,19 @@ def check_free(host: str, port: int, name: str) -> None:
 
 
 def free_ports(count: int) -> list[int]:
-    """That many ports that nothing listens on, on this machine, all different."""
-    probes = [socket.socket(socket.AF_INET, socket.SOCK_STREAM) for _ in range(count)]
-    try:
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()
+    """That many ports that nothing listens on, on this machine, all different, drawn at random.
+
+    Below the range from which the system gives ports to outgoing connections (32768 and up on Linux): one of those
+    could take the port between this look and the party's start, and two runs that start together draw apart.
+    """
+    found: list[int] = []
+    for port in random.SystemRandom().sample(range(10240, 32768), 64 * count):
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise AeroError(f"This machine has no {count} free ports between 10240 and 32767; name some with --port.")
 
 
 def _bind(listener: socket.socket, host: str, port: int, name: str) -> None:
