@@ -218,7 +218,9 @@ def make_optimizer(
     if regularizer is not None:
         groups[(0.0, 1.0)] += regularizer.parameters()
     parts = [{"params": group, "weight_decay": decay, "factor": factor} for (decay, factor), group in groups.items()]
-    return torch.optim.AdamW(parts, lr=lr, eps=1e-8, fused=device.type == "cuda"), sum(groups.values(), [])
+    return torch.optim.AdamW(parts, lr=lr, eps=1e-8, fused=device.type == "cuda"), [
+        p for group in groups.values() for p in group
+    ]
 
 
 @torch.no_grad()
