@@ -75,8 +75,9 @@ class Session:
                 break
         self._report_traffic()
         self.engine.barrier()
-        self.watch.close()
         self.engine.close()
+        # Last: whoever leaves while another one's final message is unanswered makes that one fail.
+        self.watch.close()
 
     def _load(self) -> PrivateModel:
         if self.job.model is None:

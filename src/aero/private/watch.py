@@ -21,6 +21,9 @@ from aero.private.messages import Address
 PROBE_SECONDS, PROBES = 5, 4
 """Seconds between keep-alive probes, and how many may stay unanswered: a lost host counts as gone after 25 s."""
 
+PARTING = 20.0
+"""Seconds to wait for the others' goodbye."""
+
 _HELLO, _ALIVE, _GOODBYE = b"aero", b".", b"!"
 
 
@@ -32,6 +35,7 @@ class Watch:
     ) -> None:
         self._rank, self._parties, self._names, self._lost = rank, parties, names, lost
         self._peers: dict[int, socket.socket] = {}
+        self._listeners: list[threading.Thread] = []
         self._leaving = threading.Event()
         self._reported = threading.Lock()
 
@@ -52,15 +56,22 @@ class Watch:
             while len(self._peers) < len(self._parties) - 1:
                 self._accept(listener, deadline, wait_seconds)
         for rank, peer in self._peers.items():
-            threading.Thread(target=self._listen, args=(rank, peer), daemon=True).start()
+            self._listeners.append(threading.Thread(target=self._listen, args=(rank, peer), daemon=True))
+            self._listeners[-1].start()
 
     def close(self) -> None:
-        """Say goodbye, so that the others do not take the end for a loss."""
+        """Say goodbye, so that the others do not take the end for a loss, and wait until all have said it.
+
+        A party says it once its engine has nothing more to send or to answer. Waits ``PARTING`` seconds at most.
+        """
         self._leaving.set()
         for peer in self._peers.values():
             with suppress(OSError):
                 peer.sendall(_GOODBYE)
                 peer.shutdown(socket.SHUT_WR)
+        deadline = time.monotonic() + PARTING
+        for listener in self._listeners:
+            listener.join(max(0.0, deadline - time.monotonic()))
 
     def ports(self) -> set[int]:
         """Local ports of the watching connections, to tell them from the engine's."""

@@ -38,9 +38,11 @@ def perplexity(value: float) -> str:
 
 def times(ratio: float, less: str = "less", more: str = "more") -> str:
     """A ratio of baseline over ours in words: ``3.4`` -> ``3.4x less``, ``0.5`` -> ``2.0x more``."""
-    if 0.995 <= ratio <= 1.005:
+    # Rounded, so that a ratio and its inverse fall on the same side.
+    factor = round(max(ratio, 1 / ratio), 9)
+    if factor < 1.005:
         return "the same"
-    return f"{_factor(ratio)}x {less}" if ratio > 1 else f"{_factor(1 / ratio)}x {more}"
+    return f"{_factor(factor)}x {less}" if ratio > 1 else f"{_factor(factor)}x {more}"
 
 
 def change(ratio: float) -> str:
