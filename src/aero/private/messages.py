@@ -68,7 +68,7 @@ class PartyJob:
         """How many threads this party may compute with: its share of the cores among the parties on its host.
 
         More than that is far worse than slower: the engine's matrix products wait for one another by spinning, and on
-        two cores three parties with two threads each took forty times as long for a 128 x 64 x 128 product.
+        two cores three parties with two threads each took eight times as long for a 128 x 64 x 128 product.
         """
         here = sum(party.host == self.parties[self.rank].host for party in self.parties)
         return max(1, len(os.sched_getaffinity(0)) // here)

@@ -72,6 +72,8 @@ class Watch:
         deadline = time.monotonic() + PARTING
         for listener in self._listeners:
             listener.join(max(0.0, deadline - time.monotonic()))
+        for peer in self._peers.values():
+            peer.close()
 
     def ports(self) -> set[int]:
         """Local ports of the watching connections, to tell them from the engine's."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from aero.files import write_text
 from aero.report import entropy_plots, units
 from aero.report.entropy_schema import EntropyReport
+from aero.report.page import page_environment
 
 MEANING = {
     "healthy": "Fewer than a fifth of the heads are collapsed, and fewer than a fifth are overloaded.",
@@ -25,29 +25,28 @@ def write_entropy_page(report: EntropyReport, path: Path) -> None:
 
 def render_entropy_page(report: EntropyReport) -> str:
     """The page as text. Everything that comes from the report is escaped."""
-    environment = Environment(
-        loader=PackageLoader("aero.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     figures = [entropy_plots.heat_map(report), entropy_plots.layer_curve(report)]
     if report["training"] is not None:
         figures += entropy_plots.shares_over_training(report["training"])
         figures.append(entropy_plots.layers_over_training(report["training"]))
-    return environment.get_template("entropy.html.j2").render(
-        report=report,
-        meaning=MEANING[report["verdict"]],
-        quarters=entropy_plots.QUARTERS,
-        shares=[
-            ("quarters of the reachable maximum", _percent(report["reachable"])),
-            ("quarters of the largest observed", _percent(report["observed"])),
-        ],
-        # The drawings are made here and escape their own text; nothing else enters the page unescaped.
-        figures=[{"svg": Markup(plot.svg), "alt": plot.alt, "caption": plot.caption} for plot in figures],
-        layers=[[f"{value:.3f}" if value is not None else "not finite" for value in layer] for layer in report["mean"]],
-        facts=_facts(report),
+    return (
+        page_environment()
+        .get_template("entropy.html.j2")
+        .render(
+            report=report,
+            meaning=MEANING[report["verdict"]],
+            quarters=entropy_plots.QUARTERS,
+            shares=[
+                ("quarters of the reachable maximum", _percent(report["reachable"])),
+                ("quarters of the largest observed", _percent(report["observed"])),
+            ],
+            # The drawings are made here and escape their own text; nothing else enters the page unescaped.
+            figures=[{"svg": Markup(plot.svg), "alt": plot.alt, "caption": plot.caption} for plot in figures],
+            layers=[
+                [f"{value:.3f}" if value is not None else "not finite" for value in layer] for layer in report["mean"]
+            ],
+            facts=_facts(report),
+        )
     )
 
 

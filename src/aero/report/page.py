@@ -34,6 +34,17 @@ class Answer:
     verdict: str
 
 
+def page_environment() -> Environment:
+    """Where the pages' templates are found: whatever a report says is escaped, and a missing value is an error."""
+    return Environment(
+        loader=PackageLoader("aero.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
 def write_page(report: Report, path: Path) -> None:
     """Write the page to ``path``, whole or not at all."""
     write_text(path, render_page(report))
@@ -41,34 +52,33 @@ def write_page(report: Report, path: Path) -> None:
 
 def render_page(report: Report) -> str:
     """The page as text. Everything that comes from the report is escaped."""
-    environment = Environment(
-        loader=PackageLoader("aero.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     models = report["models"]
     figures = [plots.bytes_by_operator(report), plots.rounds_and_seconds(report), plots.entropy(report)]
     loss = plots.losses(report)
     if loss:
         figures.append(loss)
-    return environment.get_template("page.html.j2").render(
-        report=report,
-        secure=report["trust_model"]["secure"],
-        prompt=report.get("prompt"),
-        tiles=_tiles(report),
-        answers=[_answer(model) for model in reversed(models)],  # ours first: it is what the page is about
-        comparison=rows.comparison(report),
-        operators=[rows.operators(model, phase) for phase in plots.MEASURED for model in models],
-        # The drawings are made here and escape their own text; nothing else enters the page unescaped.
-        figures=[{"svg": Markup(plot.svg), "alt": plot.alt, "caption": plot.caption} for plot in figures],
-        offline=sorted({model["private"][phase]["offline"]["statement"] for model in models for phase in rows.PHASES}),
-        facts=_facts(report),
-        corpus=[(name.replace("_", " "), _plain(value)) for name, value in report["corpus"].items()],
-        architectures=[
-            (model["label"], model["name"], json.dumps(model["architecture"], indent=1)) for model in models
-        ],
+    return (
+        page_environment()
+        .get_template("page.html.j2")
+        .render(
+            report=report,
+            secure=report["trust_model"]["secure"],
+            prompt=report.get("prompt"),
+            tiles=_tiles(report),
+            answers=[_answer(model) for model in reversed(models)],  # ours first: it is what the page is about
+            comparison=rows.comparison(report),
+            operators=[rows.operators(model, phase) for phase in plots.MEASURED for model in models],
+            # The drawings are made here and escape their own text; nothing else enters the page unescaped.
+            figures=[{"svg": Markup(plot.svg), "alt": plot.alt, "caption": plot.caption} for plot in figures],
+            offline=sorted(
+                {model["private"][phase]["offline"]["statement"] for model in models for phase in rows.PHASES}
+            ),
+            facts=_facts(report),
+            corpus=[(name.replace("_", " "), _plain(value)) for name, value in report["corpus"].items()],
+            architectures=[
+                (model["label"], model["name"], json.dumps(model["architecture"], indent=1)) for model in models
+            ],
+        )
     )
 
 
