@@ -6,6 +6,7 @@ where a choice has a name. The published rows follow Table 1 of arXiv 2501.03489
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -26,6 +27,17 @@ FeedForward = Literal[
     "fused",  # W x with one square matrix
     "dropped",  # no feed-forward branch at all
 ]
+
+AttentionKind = Literal[
+    "softmax",  # exp(s) / sum, s the scaled logits of the causal triangle
+    "bounded",  # the same, trained so that |s| <= logit_bound: privately, no row maximum is needed
+    "power",  # ((s + c)^p + POWER_FLOOR) / sum, c learned for each head
+]
+
+POWER_FLOOR = 2.0**-6
+"""What power attention adds to every weight before it divides. A row of logits at -c would divide 0 by 0; with the
+floor a row's sum over n keys is at least n * POWER_FLOOR, such a row averages its keys, and the derivative of the
+attention weights by the logits is bounded. A power of two: fixed point holds it exactly."""
 
 Linear = Literal["q", "k", "v", "o", "ffn"]
 SlopeScope = Literal["layer", "global"]
@@ -48,6 +60,12 @@ class LayerConfig:
     temperature: learnable softmax temperature, one per head and query position (arXiv 2501.03489, section 4).
     scaled: learnable output scaling, x_out = beta * x + ffn(x) / alpha (arXiv 2501.03489, equation 8).
     weight_norm, spectral_norm: the linears that carry weight normalisation or spectral normalisation.
+    attention: what turns logits into attention weights.
+    logit_bound: with ``bounded`` attention every scaled logit s of the causal triangle stays within +-logit_bound, with
+        ``power`` attention every s + c does; a penalty in training sees to it. Unused with ``softmax``.
+    power: the exponent p of power attention, 2 or 4: even, so that no weight is negative. Unused otherwise.
+    uniform_heads: heads, in rising order, whose attention is the causal average, whatever ``attention`` is; they have
+        no queries and keys. With grouped queries all heads of a key/value head are uniform or none is.
     """
 
     attention_norm: Norm = "layernorm"
@@ -57,6 +75,10 @@ class LayerConfig:
     scaled: bool = False
     weight_norm: tuple[Linear, ...] = ()
     spectral_norm: tuple[Linear, ...] = ()
+    attention: AttentionKind = "softmax"
+    logit_bound: float = 8.0
+    power: int = 2
+    uniform_heads: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         _require(self.attention_norm, get_args(Norm), "attention_norm")
@@ -70,6 +92,19 @@ class LayerConfig:
         both = sorted(set(self.weight_norm) & set(self.spectral_norm))
         if both:
             raise ValueError(f"a linear carries weight norm or spectral norm, not both: {', '.join(both)}")
+        _require(self.attention, get_args(AttentionKind), "attention")
+        _require(self.power, (2, 4), "power")
+        if not (math.isfinite(self.logit_bound) and self.logit_bound > 0):
+            raise ValueError(f"logit_bound must be positive and finite, not {self.logit_bound}")
+        uniform = tuple(self.uniform_heads)
+        if any(not isinstance(head, int) or head < 0 for head in uniform) or sorted(set(uniform)) != list(uniform):
+            raise ValueError(f"uniform_heads must be distinct head numbers in rising order, not {uniform}")
+        object.__setattr__(self, "uniform_heads", uniform)
+
+    @property
+    def bounds_logits(self) -> bool:
+        """Whether training keeps the logits within ``logit_bound``."""
+        return self.attention != "softmax"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +166,15 @@ class ModelConfig:
             raise ValueError("layers is empty: a model has at least one layer")
         if self.heads % self.kv_heads:
             raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
+        group = self.heads // self.kv_heads
+        for index, layer in enumerate(layers):
+            chosen = set(layer.uniform_heads)
+            if chosen and max(chosen) >= self.heads:
+                raise ValueError(f"layer {index} has {self.heads} heads and no head {max(chosen)} to be uniform")
+            if any({head // group * group + other for other in range(group)} - chosen for head in chosen):
+                raise ValueError(
+                    f"uniform_heads of layer {index} must hold all {group} heads of a key/value head or none of them"
+                )
         _require(self.final_norm, get_args(Norm), "final_norm")
         _require(self.positions, get_args(Positions), "positions")
         _require(self.slope_scope, get_args(SlopeScope), "slope_scope")
@@ -245,11 +289,13 @@ _PUBLISHED: dict[str, dict[str, Any]] = {
     "SM(t)+ScFuFFN": {"norm": False, "feedforward": "fused", "scaled": True, "temperature": True},
 }
 
-_OURS: dict[str, FeedForward] = {
-    "static+bilinear": "bilinear",
-    "static+square": "square",
-    "static+relu": "relu",
-    "static+fused": "fused",
+_OURS: dict[str, tuple[FeedForward, AttentionKind]] = {
+    "static+bilinear": ("bilinear", "softmax"),
+    "static+bilinear+bounded": ("bilinear", "bounded"),
+    "static+bilinear+power": ("bilinear", "power"),
+    "static+square": ("square", "softmax"),
+    "static+relu": ("relu", "softmax"),
+    "static+fused": ("fused", "softmax"),
 }
 
 _PRUNED = re.compile(r"(?P<row>.+)_i(?P<count>\d+)$")
@@ -309,10 +355,12 @@ def architecture(
         last: Norm = "none" if final_norm is False else kept
     elif row in _OURS:
         norm = "static_rms" if rms else "static"
+        ffn, attention = _OURS[row]
         layer = LayerConfig(
             attention_norm=norm,
             feedforward_norm=norm,
-            feedforward=_OURS[row],
+            feedforward=ffn,
+            attention=attention,
             weight_norm=weight_norm,
             spectral_norm=spectral_norm,
         )
@@ -323,7 +371,7 @@ def architecture(
     for index in range(base.depth - dropped, base.depth):
         layers[index] = replace(layer, feedforward="dropped", feedforward_norm="none", scaled=False)
     width = base.ffn_width
-    if row == "static+bilinear" and base.layers[0].feedforward not in GATED:
+    if layer.feedforward == "bilinear" and base.layers[0].feedforward not in GATED:
         width = 2 * base.ffn_width // 3  # three matrices instead of two: the same number of parameters
     return replace(base, layers=tuple(layers), final_norm=last, ffn_width=width)
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from aero.config import GATED
+from aero.config import GATED, AttentionKind
 
 Array = NDArray[np.float64]
 
@@ -23,12 +23,25 @@ Branch = Literal[
 
 @dataclass(frozen=True, kw_only=True)
 class PrivateLayer:
-    """What one layer still computes."""
+    """What one layer still computes.
+
+    attention: as in LayerConfig. Power attention is ((s + c)^power + POWER_FLOOR) / sum over the causal triangle, with
+        c the secret ``power_offset``, one for each head.
+    logit_bound: B; None with ``softmax``. |s| <= B with ``bounded``, |s + c| <= B with ``power``, for all logits s of
+        text like the model's training text.
+    power: 2 or 4 with ``power``, else None.
+    uniform_heads: how many heads are causal averages. They are the last ones, and so are their key/value heads; ``qkv``
+        has columns for the queries of the other heads, the keys of the other key/value heads, and all values.
+    """
 
     attention_norm: Norm
     feedforward_norm: Norm
     feedforward: Branch
     temperature: bool
+    attention: AttentionKind = "softmax"
+    logit_bound: float | None = None
+    power: int | None = None
+    uniform_heads: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +77,7 @@ class PrivateConfig:
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The name and shape of every secret weight, in the order in which the forward pass meets them."""
-        width, queries = self.width, self.heads * self.head_size
-        keys = self.kv_heads * self.head_size
+        width, size = self.width, self.head_size
         table: dict[str, tuple[int, ...]] = {"embedding": (self.vocab_size, width)}
         if self.learned_positions:
             table["positions"] = (self.context, width)
@@ -79,10 +91,13 @@ class PrivateConfig:
             prefix = f"layers.{index}"
             if layer.attention_norm != "none":
                 table[f"{prefix}.attention_norm.eps"] = ()
-            linear(f"{prefix}.qkv", width, queries + 2 * keys)
+            heads, kv_heads = self.active_heads(index)
+            linear(f"{prefix}.qkv", width, (heads + kv_heads + self.kv_heads) * size)
             if layer.temperature:
-                table[f"{prefix}.inverse_temperature"] = (self.heads, self.context)
-            linear(f"{prefix}.out", queries, width)
+                table[f"{prefix}.inverse_temperature"] = (heads, self.context)
+            if layer.attention == "power":
+                table[f"{prefix}.power_offset"] = (heads,)
+            linear(f"{prefix}.out", self.heads * size, width)
             if layer.feedforward == "dropped":
                 continue
             if layer.feedforward_norm != "none":
@@ -100,6 +115,11 @@ class PrivateConfig:
             table["final_norm.eps"] = ()
         linear("head", width, self.vocab_size)
         return table
+
+    def active_heads(self, layer: int) -> tuple[int, int]:
+        """Heads and key/value heads of a layer that have logits; the remaining, last ones average their values."""
+        uniform = self.layers[layer].uniform_heads
+        return self.heads - uniform, self.kv_heads - uniform // (self.heads // self.kv_heads)
 
     @property
     def depth(self) -> int:
