@@ -44,6 +44,14 @@ Gelu = Annotated[
         "as published baselines have it.",
     ),
 ]
+NetworkName = Annotated[
+    str,
+    typer.Option(
+        "--network",
+        help="none, lan (1 Gbps, 0.5 ms round trip), wan (100 Mbps, 80 ms), or one such as 100mbps,80ms: emulated "
+        "between the parties on this machine, and measured.",
+    ),
+]
 Port = Annotated[int | None, typer.Option("--port", help="First of two ports a party; free ones if not given.")]
 Wait = Annotated[float, typer.Option("--wait", min=1.0, help="Seconds to wait for every party to show up.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the account to this file.")]
@@ -61,6 +69,7 @@ def generate(
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token.")] = 0.0,
     top_k: Annotated[int, typer.Option(min=0, help="Sample among this many; 0 among all.")] = 0,
     seed: Annotated[int, typer.Option(help="Seed of the client's sampling.")] = 0,
+    network: NetworkName = "none",
     port: Port = None,
     wait: Wait = 120.0,
     json_file: JsonFile = None,
@@ -72,13 +81,15 @@ def generate(
     if is_spec(model):
         raise AeroError(f"{model} names random weights, which have no tokenizer; give a folder, or use private bench.")
     text = _prompt_text(prompt, prompt_file)
-    _settings(model, protocol, embedding, gelu)
+    _settings(model, protocol, embedding, gelu, network)
     tokenizer = load_tokenizer(model)
     tokens = tokenizer.encode(text)
     if not tokens:
         raise AeroError("The prompt is empty; give at least one character.")
     choice = Choice(temperature, top_k, seed)
-    result = run(model, tokens, new_tokens, protocol, embedding, choice, gelu=gelu, port=port, wait=wait)
+    result = run(
+        model, tokens, new_tokens, protocol, embedding, choice, gelu=gelu, network=network, port=port, wait=wait
+    )
     print(text + tokenizer.decode(result.answer))
     _finish(result, model, len(tokens), new_tokens, embedding, gelu, seed, None, json_file)
 
@@ -93,6 +104,7 @@ def bench(
     gelu: Gelu = "polynomial",
     seed: Annotated[int, typer.Option(help="Seed of the prompt, and of the weights of a named shape.")] = 0,
     check: Annotated[bool, typer.Option(help="Compare every private logit with the plaintext's.")] = True,
+    network: NetworkName = "none",
     port: Port = None,
     wait: Wait = 120.0,
     json_file: JsonFile = None,
@@ -102,7 +114,7 @@ def bench(
 
     from aero.private.messages import Choice
 
-    config = _settings(model, protocol, embedding, gelu)
+    config = _settings(model, protocol, embedding, gelu, network)
     prompt = np.random.default_rng(seed).integers(0, config.vocab_size, tokens).tolist()
     result = run(
         model,
@@ -112,6 +124,7 @@ def bench(
         embedding,
         Choice(),
         gelu=gelu,
+        network=network,
         port=port,
         wait=wait,
         seed=seed,
@@ -181,6 +194,7 @@ def run(
     choice: Choice,
     *,
     gelu: str = "polynomial",
+    network: str = "none",
     port: int | None = None,
     wait: float = 120.0,
     seed: int = 0,
@@ -191,6 +205,7 @@ def run(
     from aero.private.launch import local_parties, run_local
     from aero.private.memory import check
     from aero.private.messages import Event, PartyJob
+    from aero.private.network.link import network_named
     from aero.private.protocols import protocol_named
 
     _need_engine()
@@ -226,7 +241,7 @@ def run(
             elif event["kind"] == "step":
                 bar.update(task, completed=event["done"])
 
-        return run_local(job, model=model, prompt=prompt, on_event=show)
+        return run_local(job, model=model, prompt=prompt, on_event=show, network=network_named(network))
 
 
 def largest_error(model: str, prompt: list[int], result: PrivateResult, seed: int) -> float:
@@ -255,12 +270,14 @@ def load_tokenizer(folder: str) -> Any:
         raise AeroError(f"{folder} holds no tokenizer; save it beside the model.") from None
 
 
-def _settings(model: str, protocol: str, embedding: str, gelu: str) -> Any:
+def _settings(model: str, protocol: str, embedding: str, gelu: str, network: str) -> Any:
     """Check names before anything is loaded for long; returns the model's configuration."""
     from aero.eliminate.source import describe
+    from aero.private.network.link import network_named
     from aero.private.protocols import protocol_named
 
     protocol_named(protocol)
+    network_named(network)
     _embedding(embedding)
     _gelu(gelu)
     return describe(model)

@@ -63,7 +63,8 @@ def document(
         "embedding": {"mode": embedding, "statement": EMBEDDING[embedding]},
         "revealed": REVEALED,
         "link": {
-            "network": "loopback",
+            "network": "loopback" if result.network is None else result.network["name"],
+            "emulation": result.network,
             "system_bytes": result.system_bytes,
             "counted_bytes": result.counted_bytes,
             "counted_messages": result.counted_messages,

@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,8 @@ from numpy.typing import NDArray
 from aero.errors import AeroError
 from aero.private.account import Account, PartyCost, combine
 from aero.private.messages import Address, Event, PartyJob
+from aero.private.network.emulation import Emulation
+from aero.private.network.link import Network
 from aero.private.protocols import CLIENT, Protocol, protocol_named
 from aero.private.watch import free_ports
 
@@ -37,6 +40,7 @@ class PrivateResult:
     answer: the chosen tokens. logits: what they were chosen from, [passes, V], if kept.
     system_bytes: what the operating system counted on each party's connections, or None where it does not say.
     counted_bytes, counted_messages: what the account has for the same connections, offline phase and all.
+    network: the emulated network as it was measured, or None for the loopback interface as it is.
     """
 
     protocol: Protocol
@@ -49,6 +53,7 @@ class PrivateResult:
     system_bytes: list[int] | None
     counted_bytes: list[int]
     counted_messages: list[int]
+    network: dict[str, Any] | None = None
 
 
 def local_parties(protocol: Protocol, port: int | None) -> tuple[Address, ...]:
@@ -66,20 +71,26 @@ def run_local(
     model: str,
     prompt: Sequence[int],
     on_event: Callable[[Event], None] | None = None,
+    network: Network | None = None,
 ) -> PrivateResult:
     """Run ``job`` (its rank, model and prompt are filled in here) with one process a party.
 
-    on_event: told the client's events as they come.
+    on_event: told the client's events as they come. network: emulated between the parties.
     Raises AeroError with the first cause if a party fails or dies; no party outlives the call.
     """
+    emulation = None if network is None else Emulation(network, job.parties)
     jobs = [replace(job, rank=rank, model=None, prompt=None) for rank in range(len(job.parties))]
+    if emulation is not None:
+        jobs = [replace(each, parties=emulation.seen_by(each.rank)) for each in jobs]
     jobs[0] = replace(jobs[0], model=model)
     jobs[CLIENT] = replace(jobs[CLIENT], prompt=tuple(prompt))
     run = _Run(jobs, protocol_named(job.protocol), on_event)
     try:
-        return run.result()
+        result = run.result()
     finally:
         run.stop()
+        measured = None if emulation is None else emulation.close()
+    return replace(result, network=measured)
 
 
 def run_party(job: PartyJob, *, on_event: Callable[[Event], None] | None = None) -> list[int]:
