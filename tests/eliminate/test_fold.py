@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import nn
 from aero.config import LayerConfig, ModelConfig, architecture, architecture_names, gpt2_tiny, llama_tiny
 from aero.eliminate.fold import fold
 from aero.eliminate.plain import logits
+from aero.eliminate.private_model import PrivateConfig
 from aero.errors import AeroError
 from aero.model.decoder import Decoder
 from aero.model.norm import set_static_blend
@@ -68,6 +70,55 @@ def test_layers_may_differ() -> None:
             # A negative and a tiny factor on the stream: what folds beta must carry sign and size.
             block.beta.fill_(-0.7 if index == 0 else 0.02)
     assert difference(decoder) < 1e-9
+
+
+POWER = LayerConfig(attention="power", power=4, temperature=True)
+ATTENTION = {
+    "power 4, tempered": (POWER, gpt2_tiny),
+    "uniform heads between others": (LayerConfig(uniform_heads=(0, 2), attention_norm="static"), gpt2_tiny),
+    "uniform heads among tempered power": (replace(POWER, uniform_heads=(1,)), gpt2_tiny),
+    "uniform heads of the first key head": (replace(POWER, uniform_heads=(0, 1)), llama_tiny),
+    "uniform heads of the last key head": (LayerConfig(attention="bounded", uniform_heads=(2, 3)), llama_tiny),
+    "uniform heads only": (LayerConfig(uniform_heads=(0, 1, 2, 3), temperature=True), llama_tiny),
+    "uniform heads only, with biases": (replace(POWER, uniform_heads=(0, 1, 2, 3)), gpt2_tiny),
+}
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_every_kind_of_attention_folds_exactly(name: str) -> None:
+    layer, shape = ATTENTION[name]
+    config = small(shape())
+    decoder = disturbed(replace(config, layers=(layer, config.layers[1])))
+    assert difference(decoder) < 1e-9
+    folded = fold(decoder)
+    layer_weights = folded.config.layers[0]
+    assert layer_weights.uniform_heads == len(layer.uniform_heads)
+    active = config.heads - len(layer.uniform_heads)
+    keys = active * config.kv_heads // config.heads
+    assert folded.weights["layers.0.qkv"].shape == (24, (active + keys + config.kv_heads) * config.head_size)
+    assert PrivateConfig.from_dict(json.loads(json.dumps(folded.config.to_dict()))) == folded.config
+
+
+def test_what_is_public_of_each_kind_of_attention() -> None:
+    config = small(gpt2_tiny())
+    kinds = (
+        LayerConfig(),
+        LayerConfig(attention="bounded", logit_bound=5.5),
+        LayerConfig(attention="power", logit_bound=3, power=4),
+        LayerConfig(attention="power", uniform_heads=(0, 1, 2, 3)),
+    )
+    folded = fold(disturbed(replace(config, layers=kinds)))
+    assert [(each.attention, each.logit_bound, each.power, each.uniform_heads) for each in folded.config.layers] == [
+        ("softmax", None, None, 0),
+        ("bounded", 5.5, None, 0),
+        ("power", 3.0, 4, 0),
+        ("softmax", None, None, 4),
+    ]
+    older = folded.config.to_dict()
+    for layer in older["layers"]:
+        for name in ("attention", "logit_bound", "power", "uniform_heads"):
+            del layer[name]
+    assert PrivateConfig.from_dict(older).layers[0] == folded.config.layers[0]
 
 
 def test_removed_operators_leave_nothing_to_compute() -> None:

@@ -34,6 +34,11 @@ CASES: dict[str, ModelConfig] = {
     "one key head": llama(kv_heads=1),
     "wide heads": gpt(head_size=10, rotary_fraction=0.4, positions="rotary"),
     "global slope": gpt(slope_scope="global", layer=LayerConfig(feedforward="leaky")),
+    "power 4, tempered": gpt(layer=LayerConfig(attention="power", power=4, temperature=True)),
+    "uniform heads": gpt(layer=LayerConfig(uniform_heads=(0, 2), temperature=True)),
+    "uniform heads among power": llama(layer=LayerConfig(attention="power", uniform_heads=(0, 1)), kv_heads=2),
+    "uniform heads, one key head": gpt(layers=(LayerConfig(), LayerConfig(uniform_heads=(0, 1, 2, 3))), kv_heads=1),
+    "uniform layer": gpt(layer=LayerConfig(uniform_heads=(0, 1, 2, 3), attention="bounded", weight_norm=("q", "v"))),
     "no final norm": gpt(final_norm="none"),
 }
 

@@ -32,7 +32,7 @@ def decoder_logits(
     for index, layer in enumerate(config.layers):
         own = {name.split(".", 2)[2]: value for name, value in weights.items() if name.startswith(f"layers.{index}.")}
         attended, entropy = _attention(
-            own, config, _norm(own, "attention_norm", layer.attention_norm, config, stream, blend)
+            own, config, layer, _norm(own, "attention_norm", layer.attention_norm, config, stream, blend)
         )
         entropies.append(entropy)
         after = stream + attended
@@ -80,24 +80,38 @@ def _turn(row: Array, position: int, config: ModelConfig) -> Array:
     return out
 
 
-def _attention(weights: Weights, config: ModelConfig, x: Array) -> tuple[Array, Array]:
+def _attention(weights: Weights, config: ModelConfig, layer: LayerConfig, x: Array) -> tuple[Array, Array]:
     length, size = len(x), config.head_size
-    q, k, v = (_linear(weights, f"attention.{name}", x) for name in "qkv")
+    v = _linear(weights, "attention.v", x)
+    averaged = len(layer.uniform_heads)
+    if averaged < config.heads:
+        q, k = (_linear(weights, f"attention.{name}", x) for name in "qk")
+    group = config.heads // config.kv_heads
     joined = np.zeros((length, config.heads * size))
     entropy = np.zeros((config.heads, length))
     for head in range(config.heads):
-        source = head // (config.heads // config.kv_heads)
-        queries = q[:, head * size : (head + 1) * size]
-        keys = k[:, source * size : (source + 1) * size]
+        source = head // group
         values = v[:, source * size : (source + 1) * size]
+        if head in layer.uniform_heads:
+            for i in range(length):
+                joined[i, head * size : (head + 1) * size] = values[: i + 1].sum(0) / (i + 1)
+                entropy[head, i] = math.log(i + 1)
+            continue
+        # Uniform heads have no place among the queries and keys: this head's is one earlier for each before it.
+        place = head - sum(other < head for other in layer.uniform_heads)
+        queries = q[:, place * size : (place + 1) * size]
+        keys = k[:, place // group * size : (place // group + 1) * size]
         if config.positions == "rotary":
             queries = np.stack([_turn(row, position, config) for position, row in enumerate(queries)])
             keys = np.stack([_turn(row, position, config) for position, row in enumerate(keys)])
         for i in range(length):
             scores = keys[: i + 1] @ queries[i] / math.sqrt(size)
             if "attention.temperature" in weights:
-                scores = scores / weights["attention.temperature"][head, i]
-            shares = np.exp(scores - scores.max())
+                scores = scores / weights["attention.temperature"][place, i]
+            if layer.attention == "power":
+                shares = (scores + weights["attention.power_offset"][place]) ** layer.power + 1 / 64
+            else:
+                shares = np.exp(scores - scores.max())
             shares = shares / shares.sum()
             joined[i, head * size : (head + 1) * size] = shares @ values[: i + 1]
             entropy[head, i] = -sum(share * math.log(share) for share in shares if share > 0)

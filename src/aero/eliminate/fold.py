@@ -9,7 +9,9 @@ What disappears
 - A linear feed-forward behind no (or a static) norm: with its residual it is one matrix, x <- x M.
 
 What stays: softmax, LayerNorm's and RMSNorm's 1/sigma, the activation, products of two secrets, and the learnable
-temperature where it differs between query positions (it scales rows, and a matrix mixes columns).
+temperature where it differs between query positions (it scales rows, and a matrix mixes columns). Of power attention,
+powers, sums and a division stay; of a uniform head its values alone. Uniform heads move behind the others: their number
+then says which they are, and no matrix has columns for queries and keys that nobody reads.
 """
 
 from __future__ import annotations
@@ -106,26 +108,42 @@ class _Folding:
         return stacked
 
     def _layer(self, prefix: str, layer: Layer) -> None:
-        attention = layer.attention
+        attention, choice = layer.attention, layer.config
+        size = attention.head_size
         read = self._read(f"{prefix}.attention_norm", layer.attention_norm)
-        query, bias = read.into(*_matrix(attention.q))
-        scale = attention.head_size**-0.5
         inverse = None if attention.temperature is None else 1 / _array(attention.temperature)
         varies = inverse is not None and bool(np.ptp(inverse, axis=1).max() > 0)
-        factor = np.full(attention.heads, scale)
-        if inverse is not None and not varies:
-            factor = factor * inverse[:, 0]
-        columns = np.repeat(factor, attention.head_size)
-        parts = [(query * columns, None if bias is None else bias * columns)]
-        parts += [read.into(*_matrix(linear)) for linear in (attention.k, attention.v)]
+        parts: list[tuple[Array, Array | None]] = []
+        if attention.q is not None:
+            factor = np.full(len(attention.active), size**-0.5)
+            if inverse is not None and not varies:
+                factor = factor * inverse[:, 0]
+            columns = np.repeat(factor, size)
+            query, bias = read.into(*_matrix(attention.q))
+            parts.append((query * columns, None if bias is None else bias * columns))
+            parts.append(read.into(*_matrix(attention.k)))
+        value, bias = read.into(*_matrix(attention.v))
+        moved = _channels(attention.active_kv + attention.uniform_kv, size)
+        parts.append((value[:, moved], None if bias is None else bias[moved]))
         self._linear(f"{prefix}.qkv", *_side_by_side(parts))
         if inverse is not None and varies:
             self.weights[f"{prefix}.inverse_temperature"] = inverse
-        self._write(f"{prefix}.out", *_matrix(attention.o), self.stream)
-        feedforward_norm, kind = self._feedforward(prefix, layer)
+        kind = choice.attention if attention.active else "softmax"
+        if attention.power_offset is not None:
+            self.weights[f"{prefix}.power_offset"] = _array(attention.power_offset)
+        out, bias = _matrix(attention.o)
+        self._write(f"{prefix}.out", out[_channels(attention.active + attention.uniform, size)], bias, self.stream)
+        feedforward_norm, branch = self._feedforward(prefix, layer)
         self.layers.append(
             PrivateLayer(
-                attention_norm=read.norm, feedforward_norm=feedforward_norm, feedforward=kind, temperature=varies
+                attention_norm=read.norm,
+                feedforward_norm=feedforward_norm,
+                feedforward=branch,
+                temperature=varies,
+                attention=kind,
+                logit_bound=None if kind == "softmax" else float(choice.logit_bound),
+                power=choice.power if kind == "power" else None,
+                uniform_heads=len(attention.uniform),
             )
         )
 
@@ -199,6 +217,11 @@ def _matrix(linear: nn.Linear | None) -> tuple[Array, Array | None]:
     """(weight [in, out], bias [out] or None) of a linear, with weight or spectral norm multiplied in."""
     assert linear is not None
     return _array(linear.weight).T, None if linear.bias is None else _array(linear.bias)
+
+
+def _channels(heads: tuple[int, ...], size: int) -> list[int]:
+    """The channels of these heads, in the heads' order."""
+    return [head * size + channel for head in heads for channel in range(size)]
 
 
 def _side_by_side(parts: list[tuple[Array, Array | None]]) -> tuple[Array, Array | None]:

@@ -7,6 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from aero.config import POWER_FLOOR
 from aero.eliminate.private_model import Array, Norm, PrivateModel
 
 _erf = np.frompyfunc(math.erf, 1, 1)
@@ -52,23 +53,26 @@ def _rotate(x: Array, rotation: Array) -> Array:
 
 
 def _attention(model: PrivateModel, index: int, x: Array) -> Array:
-    config, length = model.config, len(x)
-    q, k, v = np.split(
-        _linear(model, f"layers.{index}.qkv", x),
-        [config.heads * config.head_size, (config.heads + config.kv_heads) * config.head_size],
-        axis=1,
-    )
-    q = q.reshape(length, config.heads, config.head_size).transpose(1, 0, 2)
-    k = k.reshape(length, config.kv_heads, config.head_size).transpose(1, 0, 2)
-    v = v.reshape(length, config.kv_heads, config.head_size).transpose(1, 0, 2)
-    if model.rotation is not None:
+    config, layer, length = model.config, model.config.layers[index], len(x)
+    active, active_kv = config.active_heads(index)
+    qkv = _linear(model, f"layers.{index}.qkv", x).reshape(length, -1, config.head_size).transpose(1, 0, 2)
+    q, k, v = np.split(qkv, [active, active + active_kv])
+    if model.rotation is not None and active:
         q, k = (_rotate(each, model.rotation) for each in (q, k))
-    if config.layers[index].temperature:
+    if layer.temperature:
         q = q * model.weights[f"layers.{index}.inverse_temperature"][:, :length, None]
     group = config.heads // config.kv_heads
     scores = q @ np.repeat(k, group, axis=0).transpose(0, 2, 1)
-    scores = np.where(np.tril(np.ones((length, length), dtype=bool)), scores, -np.inf)
-    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    seen = np.tril(np.ones((length, length), dtype=bool))
+    if layer.attention == "power":
+        assert layer.power is not None
+        raised = (scores + model.weights[f"layers.{index}.power_offset"][:, None, None]) ** layer.power + POWER_FLOOR
+        weights = np.where(seen, raised, 0.0)
+    else:
+        scores = np.where(seen, scores, -np.inf)
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+    averages = np.broadcast_to(seen.astype(np.float64), (layer.uniform_heads, length, length))
+    weights = np.concatenate([weights, averages])
     mixed = (weights / weights.sum(-1, keepdims=True)) @ np.repeat(v, group, axis=0)
     return _linear(model, f"layers.{index}.out", mixed.transpose(1, 0, 2).reshape(length, -1))
 

@@ -1,8 +1,15 @@
-"""Causal softmax attention with separate projections, grouped queries, rotary positions and a learnable temperature."""
+"""Causal attention with separate projections, grouped queries, rotary positions and a learnable temperature.
+
+A layer's heads are softmax heads, whose logits training may hold within a bound, or power heads; some of them may be
+uniform, causal averages that have no queries and keys.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,38 +17,66 @@ from torch.nn import functional
 
 from aero.config import LayerConfig, ModelConfig
 from aero.model.cache import KeyValueCache
+from aero.model.logits import logit_excess
+from aero.model.power import power_attention
 from aero.model.rotary import rotate
 
 
+class Heads(NamedTuple):
+    """What the heads of one layer did in one pass, as far as it was asked for.
+
+    entropy: [B, H, T] in nats.
+    penalty, largest: as ``logit_excess`` returns them, largest [H] with 0 for uniform heads; None in layers that bound
+        no logits.
+    """
+
+    entropy: Tensor | None = None
+    penalty: Tensor | None = None
+    largest: Tensor | None = None
+
+
 class Attention(nn.Module):
-    """Softmax(q k^T / (t sqrt(d_k))) v, projected.
+    """Softmax(q k^T / (t sqrt(d_k))) v, or a power in the exponential's place, projected.
 
     q, k, v, o: the four linears; H query heads and H_kv key/value heads of d_k channels, query head h reads
-        key/value head h // (H / H_kv).
-    log_temperature: [H, T] or None; ``temperature`` is its exponential, one value per head and query position
+        key/value head h // (H / H_kv). q and k hold the heads that are not uniform, in order; None if all are.
+    log_temperature: [active heads, T] or None; ``temperature`` is its exponential, one per head and query position
         (arXiv 2501.03489, section 4). The logarithm keeps it positive: started at 1e-2 and trained at a learning
         rate of 1e-3, a plain parameter would reach zero within ten steps.
+    power_offset: [active heads], c of power attention, or None.
+    active, uniform: numbers of the heads with logits and of those that average.
     """
 
     log_temperature: nn.Parameter | None
+    power_offset: nn.Parameter | None
 
     def __init__(self, config: ModelConfig, layer: LayerConfig, index: int) -> None:
         super().__init__()
+        self.config = layer
         self.index = index
         self.heads = config.heads
         self.kv_heads = config.kv_heads
         self.head_size = config.head_size
-        queries, keys = config.heads * config.head_size, config.kv_heads * config.head_size
-        self.q = nn.Linear(config.width, queries, bias=config.attention_bias)
-        self.k = nn.Linear(config.width, keys, bias=config.attention_bias)
-        self.v = nn.Linear(config.width, keys, bias=config.attention_bias)
-        self.o = nn.Linear(queries, config.width, bias=config.output_bias)
-        start = torch.full((config.heads, config.context), math.log(config.temperature_init))
-        self.register_parameter("log_temperature", nn.Parameter(start) if layer.temperature else None)
+        self.uniform = layer.uniform_heads
+        self.active = tuple(head for head in range(self.heads) if head not in self.uniform)
+        self.group = self.heads // self.kv_heads
+        self.active_kv = tuple(head // self.group for head in self.active[:: self.group])
+        self.uniform_kv = tuple(head // self.group for head in self.uniform[:: self.group])
+        queries, keys = len(self.active) * self.head_size, len(self.active_kv) * self.head_size
+        values, merged = self.kv_heads * self.head_size, self.heads * self.head_size
+        self.q = nn.Linear(config.width, queries, bias=config.attention_bias) if self.active else None
+        self.k = nn.Linear(config.width, keys, bias=config.attention_bias) if self.active else None
+        self.v = nn.Linear(config.width, values, bias=config.attention_bias)
+        self.o = nn.Linear(merged, config.width, bias=config.output_bias)
+        start = torch.full((len(self.active), config.context), math.log(config.temperature_init))
+        tempered = layer.temperature and bool(self.active)
+        self.register_parameter("log_temperature", nn.Parameter(start) if tempered else None)
+        offset = nn.Parameter(torch.full((len(self.active),), float(layer.power)))
+        self.register_parameter("power_offset", offset if layer.attention == "power" and self.active else None)
 
     @property
     def temperature(self) -> Tensor | None:
-        """t, [H, T], positive; None where the layer has none."""
+        """t, [active heads, T], positive; None where the layer has none."""
         return None if self.log_temperature is None else self.log_temperature.exp()
 
     def forward(
@@ -52,37 +87,109 @@ class Attention(nn.Module):
         rotation: tuple[Tensor, Tensor] | None,
         cache: KeyValueCache | None,
         with_entropy: bool,
-    ) -> tuple[Tensor, Tensor | None]:
-        """x [B, T, d], from position ``start`` on -> output [B, T, d], and entropies [B, H, T] in nats or None."""
+        with_logits: bool,
+    ) -> tuple[Tensor, Heads]:
+        """x [B, T, d], from position ``start`` on -> output [B, T, d], and what was asked for of the heads."""
         batch, length, _ = x.shape
-        q = self.q(x).view(batch, length, self.heads, self.head_size).transpose(1, 2)
-        k = self.k(x).view(batch, length, self.kv_heads, self.head_size).transpose(1, 2)
-        v = self.v(x).view(batch, length, self.kv_heads, self.head_size).transpose(1, 2)
-        if rotation is not None:
-            q, k = rotate(q, *rotation), rotate(k, *rotation)
-        temperature = self.temperature
-        if temperature is not None:
-            q = q / temperature[:, start : start + length, None].to(q.dtype)
-        if cache is not None:
-            k, v = cache.update(k, v, self.index)
-        entropy: Tensor | None = None
-        if with_entropy:
+        v = self._by_head(self.v(x))
+        if self.q is None or self.k is None:
+            # A cache counts its tokens by their keys, so that a layer without any leaves it one number a token.
+            v = v if cache is None else cache.update(v[:, :1, :, :1], v, self.index)[1]
+            y, heads = self._averaged(v, length, with_entropy)
+        else:
+            q, k = self._by_head(self.q(x)), self._by_head(self.k(x))
+            if rotation is not None:
+                q, k = rotate(q, *rotation), rotate(k, *rotation)
+            temperature = self.temperature
+            if temperature is not None:
+                q = q / temperature[:, start : start + length, None].to(q.dtype)
+            if cache is not None:
+                k, v = cache.update(k, v, self.index)
+            if self.uniform:
+                averaged, plain = self._averaged(_take(v, self.uniform_kv), length, with_entropy)
+                attended, heads = self._attend(q, k, _take(v, self.active_kv), with_entropy, with_logits)
+                y = self._merge(attended, averaged)
+                if heads.entropy is not None and plain.entropy is not None:
+                    heads = heads._replace(entropy=self._merge(heads.entropy, plain.entropy.to(heads.entropy.dtype)))
+                if heads.largest is not None:
+                    none = heads.largest.new_zeros(1, len(self.uniform))
+                    heads = heads._replace(largest=self._merge(heads.largest[None], none)[0])
+            else:
+                y, heads = self._attend(q, k, v, with_entropy, with_logits)
+        merged = y.transpose(1, 2).reshape(batch, length, self.heads * self.head_size)
+        return self.o(merged), heads
+
+    def _by_head(self, x: Tensor) -> Tensor:
+        return x.view(*x.shape[:2], -1, self.head_size).transpose(1, 2)
+
+    def _merge(self, active: Tensor, uniform: Tensor) -> Tensor:
+        """Heads in their own order, [B, H, ...], from the active and from the uniform ones."""
+        parts, done = [], {True: 0, False: 0}
+        for averages, run in groupby(range(self.heads), key=lambda head: head in self.uniform):
+            source, first = uniform if averages else active, done[averages]
+            done[averages] = first + len(list(run))
+            parts.append(source[:, first : done[averages]])
+        return torch.cat(parts, dim=1)
+
+    def _averaged(self, v: Tensor, queries: int, with_entropy: bool) -> tuple[Tensor, Heads]:
+        """Causal averages of v [B, uniform key/value heads, Tk, d_k] for the last positions, by query head."""
+        y = causal_average(v, queries).repeat_interleave(self.group, dim=1)
+        if not with_entropy:
+            return y, Heads()
+        keys = v.shape[2]
+        like = torch.promote_types(v.dtype, torch.float32)
+        seen = torch.arange(keys - queries + 1, keys + 1, device=v.device, dtype=like)
+        return y, Heads(entropy=seen.log().expand(*y.shape[:2], queries))
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, with_entropy: bool, with_logits: bool) -> tuple[Tensor, Heads]:
+        """Causal attention of q [B, active heads, Tq, d_k], the last Tq positions, over k, v [B, ..., Tk, d_k]."""
+        layer, scale = self.config, self.head_size**-0.5
+        penalty = largest = entropy = None
+        if with_logits and layer.bounds_logits:
+            penalty, largest = logit_excess(q * scale, k, offset=self.power_offset, bound=layer.logit_bound)
+        if self.power_offset is not None:
+            y, entropy = power_attention(
+                q * scale, k, v, offset=self.power_offset, power=layer.power, with_entropy=with_entropy
+            )
+        elif with_entropy:
             # Imported here so that a model which never asks for entropies does not load the kernels behind them.
             from aero.entropy.attention import attention_with_entropy
 
-            y, entropy = attention_with_entropy(q, k, v, scale=self.head_size**-0.5, causal=True)
+            y, entropy = attention_with_entropy(q, k, v, scale=scale, causal=True)
         else:
-            y = self._attend(q, k, v)
-        merged = y.transpose(1, 2).reshape(batch, length, self.heads * self.head_size)
-        return self.o(merged), entropy
+            y = _softmax_attention(q, k, v)
+        return y, Heads(entropy, penalty, largest)
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Causal attention of q [B, H, Tq, d_k], the last Tq positions, over k, v [B, H_kv, Tk, d_k]."""
-        queries, keys = q.shape[-2], k.shape[-2]
-        mask: Tensor | None = None
-        if 1 < queries < keys:
-            # The built-in causal mask aligns the first query with the first key; here the last two meet.
-            mask = torch.ones(queries, keys, dtype=torch.bool, device=q.device).tril(keys - queries)
-        return functional.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=queries == keys, enable_gqa=self.heads != self.kv_heads
-        )
+
+def causal_average(v: Tensor, queries: int) -> Tensor:
+    """Means of v [B, H, Tk, D] over the positions up to each of the last ``queries``: [B, H, queries, D]."""
+    keys = v.shape[2]
+    wide = v.to(torch.promote_types(v.dtype, torch.float32))
+    sums = wide[:, :, keys - queries :].cumsum(2)
+    if keys > queries:
+        sums = sums + wide[:, :, : keys - queries].sum(2, keepdim=True)
+    seen = torch.arange(keys - queries + 1, keys + 1, device=v.device, dtype=wide.dtype)
+    return (sums / seen[:, None]).to(v.dtype)
+
+
+def _softmax_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    queries, keys = q.shape[-2], k.shape[-2]
+    mask: Tensor | None = None
+    if 1 < queries < keys:
+        # The built-in causal mask aligns the first query with the first key; here the last two meet.
+        mask = torch.ones(queries, keys, dtype=torch.bool, device=q.device).tril(keys - queries)
+    return functional.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=queries == keys, enable_gqa=q.shape[1] != k.shape[1]
+    )
+
+
+def _take(x: Tensor, heads: Sequence[int]) -> Tensor:
+    """The heads [B, ...] of these rising numbers. Slices, not an index tensor, which would be built at every pass."""
+    return torch.cat([x[:, first:stop] for first, stop in _runs(heads)], dim=1)
+
+
+def _runs(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """(first, last + 1) of every run of consecutive numbers."""
+    for _, run in groupby(enumerate(numbers), key=lambda entry: entry[1] - entry[0]):
+        members = [number for _, number in run]
+        yield members[0], members[-1] + 1

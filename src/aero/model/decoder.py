@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from aero.config import LayerConfig, ModelConfig
 from aero.errors import AeroError
-from aero.model.attention import Attention
+from aero.model.attention import Attention, Heads
 from aero.model.cache import KeyValueCache
 from aero.model.feedforward import make_feedforward
 from aero.model.init import constrain, initialise, start_alpha
@@ -23,11 +23,17 @@ class DecoderOutput(NamedTuple):
     logits: [B, T, V], or the last ``keep`` positions of it.
     entropies: one [B, H, T] a layer, in nats, or None if they were not asked for.
     stream: [B, T, d], the residual stream after the final norm.
+    logit_penalty: scalar; the sum over layers of what ``logit_excess`` charges for attention logits near their bound,
+        or None if it was not asked for or no layer bounds them.
+    largest_logits: one [H] a layer, the largest |attention logit| of each head, None in layers that bound none; or None
+        if they were not asked for.
     """
 
     logits: Tensor
     entropies: tuple[Tensor, ...] | None
     stream: Tensor
+    logit_penalty: Tensor | None = None
+    largest_logits: tuple[Tensor | None, ...] | None = None
 
 
 class Layer(nn.Module):
@@ -66,17 +72,23 @@ class Layer(nn.Module):
         rotation: tuple[Tensor, Tensor] | None,
         cache: KeyValueCache | None,
         with_entropy: bool,
-    ) -> tuple[Tensor, Tensor | None]:
-        """x [B, T, d] -> the stream after the layer [B, T, d], and the heads' entropies [B, H, T] or None."""
-        attended, entropy = self.attention(
-            self.attention_norm(x), start=start, rotation=rotation, cache=cache, with_entropy=with_entropy
+        with_logits: bool,
+    ) -> tuple[Tensor, Heads]:
+        """x [B, T, d] -> the stream after the layer [B, T, d], and what was asked for of its heads."""
+        attended, heads = self.attention(
+            self.attention_norm(x),
+            start=start,
+            rotation=rotation,
+            cache=cache,
+            with_entropy=with_entropy,
+            with_logits=with_logits,
         )
         stream = x + attended
         out = stream if self.beta is None else self.beta * stream
         if not self.dropped:
             branch = self.feedforward(self.feedforward_norm(x if self.parallel else stream))
             out = out + (branch if self.alpha is None else branch / self.alpha)
-        return out, entropy
+        return out, heads
 
 
 class Decoder(nn.Module):
@@ -114,6 +126,7 @@ class Decoder(nn.Module):
         cache: KeyValueCache | None = None,
         start: int | None = None,
         with_entropy: bool = False,
+        with_logits: bool = False,
         keep: int = 0,
     ) -> DecoderOutput:
         """Logits of the next token at every position.
@@ -122,6 +135,7 @@ class Decoder(nn.Module):
         cache: keys and values of the tokens before these; extended in place.
         start: position of the first token; None means the length of the cache, or 0 without one.
         with_entropy: also return every head's attention entropy per query.
+        with_logits: also measure the attention logits of the layers that bound them.
         keep: compute logits of the last ``keep`` positions only; 0 means all.
         Raises AeroError if the text is longer than the model's context, ValueError for neither or both inputs.
         """
@@ -140,14 +154,22 @@ class Decoder(nn.Module):
             x = x + self.positions.weight[first : first + length]
         else:
             turn = rotation(first, length, size=self.config.rotary_size, base=self.config.rotary_base, like=x)
-        entropies: list[Tensor] = []
+        heads: list[Heads] = []
         for layer in self.layers:
-            x, entropy = layer(x, start=first, rotation=turn, cache=cache, with_entropy=with_entropy)
-            if entropy is not None:
-                entropies.append(entropy)
+            x, seen = layer(
+                x, start=first, rotation=turn, cache=cache, with_entropy=with_entropy, with_logits=with_logits
+            )
+            heads.append(seen)
         stream = self.final_norm(x)
         logits = self.head(stream[:, -keep:] if keep else stream)
-        return DecoderOutput(logits=logits, entropies=tuple(entropies) if with_entropy else None, stream=stream)
+        penalties = [each.penalty for each in heads if each.penalty is not None]
+        return DecoderOutput(
+            logits=logits,
+            entropies=tuple(each.entropy for each in heads if each.entropy is not None) if with_entropy else None,
+            stream=stream,
+            logit_penalty=torch.stack(penalties).sum() if penalties else None,
+            largest_logits=tuple(each.largest for each in heads) if with_logits else None,
+        )
 
     def tied(self) -> dict[str, str]:
         """Names of the parameters that are another one under a second name, each with the first name."""

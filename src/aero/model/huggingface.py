@@ -21,6 +21,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from aero.config import ModelConfig
 from aero.errors import AeroError
 from aero.model.decoder import Decoder
+from aero.model.logits import PENALTY_STRENGTH
 from aero.model.norm import sync_static
 
 
@@ -101,9 +102,15 @@ class AeroConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
 
 @dataclass
 class AeroOutput(CausalLMOutputWithPast):
-    """The library's output and, if asked for, every head's attention entropy: one [B, H, T] a layer, in nats."""
+    """The library's output, and what else was asked for.
+
+    entropies: every head's attention entropy, one [B, H, T] a layer, in nats.
+    logit_penalty, largest_logits: as in ``DecoderOutput``.
+    """
 
     entropies: tuple[Tensor, ...] | None = None
+    logit_penalty: Tensor | None = None
+    largest_logits: tuple[Tensor | None, ...] | None = None
 
 
 class AeroForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-untyped-call]
@@ -119,6 +126,7 @@ class AeroForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-unty
         self.decoder = Decoder(config.model_config)
         # Which names share a tensor depends on the choices (tied head, global slope), so it is found on the instance.
         self._tied_weights_keys = {f"decoder.{name}": f"decoder.{first}" for name, first in self.decoder.tied().items()}
+        self._bounds_logits = any(layer.bounds_logits for layer in self.decoder.config.layers)
         self.post_init()  # type: ignore[no-untyped-call]
 
     def forward(
@@ -130,24 +138,31 @@ class AeroForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-unty
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         output_entropies: bool = False,
+        output_largest_logits: bool = False,
         logits_to_keep: int = 0,
         return_dict: bool | None = None,
     ) -> AeroOutput | tuple[Any, ...]:
         """Logits, and the mean next-token cross-entropy in nats if ``labels`` are given.
 
+        In training the loss of a model that bounds its attention logits also holds ``PENALTY_STRENGTH`` times their
+        penalty; in evaluation it never does.
+
         input_ids [B, T] or inputs_embeds [B, T, d]; labels [B, T], -100 where no loss is wanted, not shifted.
         attention_mask [B, T]: padding may only follow the text, where causal attention never sees it.
         output_entropies: also return every head's attention entropy per query.
+        output_largest_logits: also return the largest attention logit of every head that bounds its own.
         Raises AeroError for padding before or inside the text and for texts longer than the context.
         """
         _require_right_padding(attention_mask)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
+        penalised = labels is not None and self.training and self._bounds_logits
         out = self.decoder(
             input_ids,
             embeddings=inputs_embeds,
             cache=past_key_values,
             with_entropy=output_entropies,
+            with_logits=output_largest_logits or penalised,
             keep=0 if labels is not None else logits_to_keep,
         )
         loss: Tensor | None = None
@@ -155,7 +170,16 @@ class AeroForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-unty
             logits = out.logits[:, :-1].flatten(0, 1)
             wide = logits if logits.dtype == torch.float64 else logits.float()
             loss = functional.cross_entropy(wide, labels[:, 1:].flatten().to(wide.device))
-        result = AeroOutput(loss=loss, logits=out.logits, past_key_values=past_key_values, entropies=out.entropies)
+            if penalised and out.logit_penalty is not None:
+                loss = loss + PENALTY_STRENGTH * out.logit_penalty.to(loss.dtype)
+        result = AeroOutput(
+            loss=loss,
+            logits=out.logits,
+            past_key_values=past_key_values,
+            entropies=out.entropies,
+            logit_penalty=out.logit_penalty,
+            largest_logits=out.largest_logits,
+        )
         return result.to_tuple() if return_dict is False else result
 
     @classmethod

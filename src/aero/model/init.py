@@ -56,7 +56,8 @@ def initialise(decoder: Decoder) -> None:
     for block in decoder.blocks():
         attention, branch = block.attention, block.feedforward
         for linear in (attention.q, attention.k, attention.v):
-            _fill(linear, config.init_std)
+            if linear is not None:
+                _fill(linear, config.init_std)
         _fill(attention.o, shrunk)
         for linear in branch.linears():
             writes = linear is branch.output or linear is branch.fused
@@ -111,7 +112,7 @@ def learning_rate_factors(module: nn.Module) -> dict[str, float]:
             if norm != "none":
                 continue
             for name, _ in block.get_submodule(branch).named_parameters():
-                if not name.endswith(("log_temperature", "slope")):
+                if not name.endswith(("log_temperature", "slope", "power_offset")):
                     width = block.attention.o.out_features
                     factors[".".join(filter(None, (prefix, branch, name)))] = min(1.0, FULL_RATE_WIDTH / width)
     return factors
@@ -127,4 +128,4 @@ def _chosen(block: Layer, names: Iterable[str]) -> list[nn.Linear]:
     chosen: list[nn.Linear] = []
     for name in names:
         chosen += block.feedforward.linears() if name == "ffn" else [getattr(block.attention, name)]
-    return chosen
+    return [linear for linear in chosen if linear is not None]  # a layer of uniform heads has no q and k

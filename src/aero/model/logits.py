@@ -1,0 +1,78 @@
+"""The logits of attention, held within a bound: what training pays for leaving it, and how far they reach.
+
+Private inference can only do without a row's maximum if exp(s) fits its numbers as it stands, so that |s| <= B has to
+hold on text the model has never seen. Fused attention does not show its logits. They are computed once more here, a
+block of queries at a time, and again in the backward pass, so that memory stays linear in the number of keys. The
+log-sum-exp that fused kernels keep would bound them from above alone, and the norms of q and k are too coarse a bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+BLOCK_SCORES = 2**22
+"""Logits that are in memory at a time, over batch and heads: 16 MiB in float32."""
+
+PENALTY_FROM = 0.75
+"""The share of the bound from which a logit is penalised: the rest is the margin for text not seen in training."""
+
+PENALTY_STRENGTH = 0.1
+"""Factor on the penalty in the loss of ``AeroForCausalLM``."""
+
+
+def causal_scores(q: Tensor, k: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:
+    """q [B, H, Tq, D] times k [B, Hkv, Tk, D], and what is hidden from whom.
+
+    first: number of keys that the first query sees, less one. Returns scores [B, H, Tq, Tk], in float32 or wider, and
+    ``hidden`` [Tq, Tk], True above the diagonal.
+    """
+    batch, heads, queries, size = q.shape
+    groups, keys = k.shape[1], k.shape[2]
+    # Query heads that share a key/value head are stacked along the query axis, so that keys are not copied.
+    scores = q.reshape(batch, groups, -1, size) @ k.transpose(-1, -2)
+    scores = scores.view(batch, heads, queries, keys)
+    hidden = torch.ones(queries, keys, dtype=torch.bool, device=q.device).triu(first + 1)
+    return scores.to(torch.promote_types(scores.dtype, torch.float32)), hidden
+
+
+def causal_blocks(q: Tensor, k: Tensor, scores: int) -> Iterator[tuple[slice, slice, int]]:
+    """Blocks of about ``scores`` logits: their queries, the keys some of them see, ``causal_scores``' first."""
+    batch, heads, queries = q.shape[:3]
+    before = k.shape[2] - queries
+    rows = max(1, scores // (batch * heads * k.shape[2]))
+    for start in range(0, queries, rows):
+        stop = min(start + rows, queries)
+        yield slice(start, stop), slice(0, before + stop), before + start
+
+
+def logit_excess(q: Tensor, k: Tensor, *, offset: Tensor | None, bound: float) -> tuple[Tensor, Tensor]:
+    """How much the logits x = q k^T + offset of the causal triangle exceed PENALTY_FROM times ``bound``.
+
+    q: [B, H, Tq, D], scaled, the last Tq positions; k: [B, Hkv, Tk, D]; offset: [H], or None for 0.
+    Returns the penalty, max(0, |x| - PENALTY_FROM * bound)^2 summed over heads and keys and averaged over batch and
+    queries, and the largest |x| of every head, [H], detached. Summed over keys: one logit that strays costs the same in
+    a long row and in a short one.
+    """
+    penalty, largest = q.new_zeros((), dtype=torch.promote_types(q.dtype, torch.float32)), None
+    for rows, seen, first in causal_blocks(q, k, BLOCK_SCORES):
+        part = (q[:, :, rows], k[:, :, seen], offset, PENALTY_FROM * bound, first)
+        if torch.is_grad_enabled():
+            excess, top = checkpoint(_excess, *part, use_reentrant=False, preserve_rng_state=False)
+        else:
+            excess, top = _excess(*part)
+        penalty = penalty + excess
+        largest = top if largest is None else torch.maximum(largest, top)
+    assert largest is not None
+    return penalty / (q.shape[0] * q.shape[2]), largest
+
+
+def _excess(q: Tensor, k: Tensor, offset: Tensor | None, threshold: float, first: int) -> tuple[Tensor, Tensor]:
+    scores, hidden = causal_scores(q, k, first)
+    if offset is not None:
+        scores = scores + offset[:, None, None].to(scores.dtype)
+    size = scores.abs().masked_fill(hidden, 0.0)
+    return (size - threshold).clamp(min=0.0).square().sum(), size.detach().amax((0, 2, 3))
