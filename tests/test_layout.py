@@ -32,7 +32,7 @@ CONFINED = {
     "spu": ("private/engine.py",),
     "jax": ("private/",),
     "triton": ("entropy/triton_",),
-    "torch": ("model/", "entropy/", "eliminate/", "train/"),
+    "torch": ("model/", "entropy/", "eliminate/", "train/", "private/emulator/"),
     "matplotlib": ("report/",),
     "jinja2": ("report/",),
 }
