@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,10 +12,14 @@ from numpy.typing import NDArray
 from aero.config import POWER_FLOOR
 from aero.eliminate.private_model import Array, Norm, PrivateModel
 
+Watch = Callable[[int, Literal["logits", "stream"], Array], None]
+"""Told, for every layer, its attention logits on the causal triangle [H, T (T + 1) / 2], power offset included, and the
+residual stream [T, width] behind it."""
+
 _erf = np.frompyfunc(math.erf, 1, 1)
 
 
-def logits(model: PrivateModel, tokens: NDArray[np.int64]) -> Array:
+def logits(model: PrivateModel, tokens: NDArray[np.int64], *, watch: Watch | None = None) -> Array:
     """tokens [T] -> next-token logits [T, V] in float64. Raises ValueError if the text exceeds the context."""
     config = model.config
     length = len(tokens)
@@ -25,10 +31,12 @@ def logits(model: PrivateModel, tokens: NDArray[np.int64]) -> Array:
         x = x + weights["positions"][:length]
     for index, layer in enumerate(config.layers):
         prefix = f"layers.{index}"
-        attended = _attention(model, index, _norm(model, f"{prefix}.attention_norm", layer.attention_norm, x))
+        attended = _attention(model, index, _norm(model, f"{prefix}.attention_norm", layer.attention_norm, x), watch)
         read = x if config.parallel else x + attended
         branch = _branch(model, index, _norm(model, f"{prefix}.feedforward_norm", layer.feedforward_norm, read))
         x = branch if layer.feedforward == "matrix" else x + attended + branch
+        if watch is not None:
+            watch(index, "stream", x)
     return _linear(model, "head", _norm(model, "final_norm", config.final_norm, x))
 
 
@@ -52,7 +60,7 @@ def _rotate(x: Array, rotation: Array) -> Array:
     return np.concatenate([first * cosine - second * sine, second * cosine + first * sine, rest], axis=-1)
 
 
-def _attention(model: PrivateModel, index: int, x: Array) -> Array:
+def _attention(model: PrivateModel, index: int, x: Array, watch: Watch | None) -> Array:
     config, layer, length = model.config, model.config.layers[index], len(x)
     active, active_kv = config.active_heads(index)
     qkv = _linear(model, f"layers.{index}.qkv", x).reshape(length, -1, config.head_size).transpose(1, 0, 2)
@@ -65,8 +73,12 @@ def _attention(model: PrivateModel, index: int, x: Array) -> Array:
     scores = q @ np.repeat(k, group, axis=0).transpose(0, 2, 1)
     seen = np.tril(np.ones((length, length), dtype=bool))
     if layer.attention == "power":
+        scores = scores + model.weights[f"layers.{index}.power_offset"][:, None, None]
+    if watch is not None:
+        watch(index, "logits", scores[:, seen])
+    if layer.attention == "power":
         assert layer.power is not None
-        raised = (scores + model.weights[f"layers.{index}.power_offset"][:, None, None]) ** layer.power + POWER_FLOOR
+        raised = scores**layer.power + POWER_FLOOR
         weights = np.where(seen, raised, 0.0)
     else:
         scores = np.where(seen, scores, -np.inf)
