@@ -23,7 +23,7 @@ from aero.eliminate import plain
 from aero.eliminate.source import folded
 from aero.files import write_json
 from aero.private.launch import local_parties, run_local
-from aero.private.messages import PartyJob
+from aero.private.messages import PartyJob, Request
 from aero.private.protocols import protocol_named
 from aero.train.corpus import load_manifest
 from aero.train.evaluate import spread
@@ -61,10 +61,9 @@ def compare(folder: Path, prompt: list[int], arguments: argparse.Namespace) -> d
         parties=local_parties(protocol_named(arguments.protocol), None),
         rank=0,
         wait_seconds=300.0,
-        new_tokens=arguments.new_tokens,
-        keep_logits=True,
     )
-    result = run_local(job, model=str(folder), prompt=prompt)
+    request = Request(prompt=tuple(prompt), new_tokens=arguments.new_tokens, keep_logits=True)
+    result = run_local(job, request, model=str(folder))
     text = np.array([*prompt, *result.answer[:-1]], dtype=np.int64)
     exact = plain.logits(folded(str(folder), seed=0), text)[len(prompt) - 1 :]
     assert result.logits is not None

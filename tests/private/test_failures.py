@@ -17,7 +17,7 @@ pytest.importorskip("spu")
 
 from aero.errors import AeroError
 from aero.private.launch import local_parties, run_local
-from aero.private.messages import Event, PartyJob
+from aero.private.messages import Event, PartyJob, Request
 from aero.private.protocols import protocol_named
 from aero.private.watch import free_ports
 
@@ -95,7 +95,6 @@ def test_a_party_killed_mid_run_ends_the_others(victim: int) -> None:
         parties=local_parties(protocol_named("aby3"), None),
         rank=0,
         wait_seconds=60.0,
-        new_tokens=100,
     )
     killed: list[float] = []
 
@@ -107,5 +106,5 @@ def test_a_party_killed_mid_run_ends_the_others(victim: int) -> None:
 
     role = protocol_named("aby3").roles[victim]
     with pytest.raises(AeroError, match=rf"Party {role} was killed \(signal 9\)"):
-        run_local(job, model="gpt2-tiny:SM+ScFuFFN", prompt=[1, 2, 3], on_event=kill)
+        run_local(job, Request(prompt=(1, 2, 3), new_tokens=100), model="gpt2-tiny:SM+ScFuFFN", on_event=kill)
     assert time.monotonic() - killed[0] < 30.0

@@ -170,14 +170,14 @@ def test_the_link_tells_what_it_carried() -> None:
 def test_a_private_run_over_it_gives_the_same_answer_and_waits_for_every_round(protocol: str, rtt: float) -> None:
     pytest.importorskip("spu")
     from aero.private.launch import local_parties, run_local
-    from aero.private.messages import PartyJob
+    from aero.private.messages import PartyJob, Request
     from aero.private.protocols import protocol_named
 
     parties = local_parties(protocol_named(protocol), None)
-    job = PartyJob(protocol=protocol, parties=parties, rank=0, wait_seconds=120.0, embedding="client", keep_logits=True)
-    prompt = [3, 1401, 59, 265, 35, 897, 932, 384]
-    bare = run_local(job, model="gpt2-tiny:SM+ScFuFFN", prompt=prompt)
-    slow = run_local(job, model="gpt2-tiny:SM+ScFuFFN", prompt=prompt, network=network_named(f"500mbps,{rtt}ms"))
+    job = PartyJob(protocol=protocol, parties=parties, rank=0, wait_seconds=120.0, embedding="client")
+    request = Request(prompt=(3, 1401, 59, 265, 35, 897, 932, 384), keep_logits=True)
+    bare = run_local(job, request, model="gpt2-tiny:SM+ScFuFFN")
+    slow = run_local(job, request, model="gpt2-tiny:SM+ScFuFFN", network=network_named(f"500mbps,{rtt}ms"))
     assert bare.network is None
     assert bare.logits is not None
     assert slow.logits is not None

@@ -13,7 +13,7 @@ from aero.eliminate import plain
 from aero.eliminate.source import folded
 from aero.private.document import document
 from aero.private.launch import PrivateResult, local_parties, run_local
-from aero.private.messages import PartyJob
+from aero.private.messages import PartyJob, Request
 from aero.private.protocols import PROTOCOLS, protocol_named
 
 PROMPT = [3, 1401, 59, 265, 35, 897, 932, 384]
@@ -27,10 +27,8 @@ def answer(protocol: str, model: str, *, new_tokens: int = 3) -> PrivateResult:
         parties=local_parties(protocol_named(protocol), None),
         rank=0,
         wait_seconds=120.0,
-        new_tokens=new_tokens,
-        keep_logits=True,
     )
-    return run_local(job, model=model, prompt=PROMPT)
+    return run_local(job, Request(prompt=tuple(PROMPT), new_tokens=new_tokens, keep_logits=True), model=model)
 
 
 def exact(model: str, tokens: list[int]) -> np.ndarray:
@@ -74,9 +72,7 @@ def test_bytes_are_the_same_in_every_run_and_the_document_holds_no_secret() -> N
         assert one.total_bytes == other.total_bytes
         # Which party sends a truncation's correction depends on timing in the engine; the sum does not.
         assert sum(one.bytes_by_party) == sum(other.bytes_by_party) == one.total_bytes
-    written = document(
-        first, model=model, tokens=len(PROMPT), new_tokens=2, embedding="private", gelu=None, seed=0, max_abs_error=None
-    )
+    written = document(first, model=model, embedding="private", gelu=None, seed=0, max_abs_error=None)
     for key in (
         "total_bytes",
         "rounds",

@@ -124,12 +124,13 @@ def _answer(
     from aero.eliminate.plain import logits
     from aero.eliminate.source import folded
     from aero.private.account import mean
-    from aero.private.messages import Choice
+    from aero.private.messages import Request
 
     console.rule(f"3. A private answer from {label}: {protocol}, each party a process of its own")
     tokenizer = load_tokenizer(str(folder))
     tokens = tokenizer.encode(prompt)
-    result: PrivateResult = run(str(folder), tokens, new_tokens, protocol, "private", Choice(), keep_logits=True)
+    request = Request(prompt=tuple(tokens), new_tokens=new_tokens, keep_logits=True)
+    result: PrivateResult = run(str(folder), request, protocol, "private")
     text = tokenizer.decode(result.answer)
     console.print(prompt, style="dim", end="", highlight=False, markup=False)
     console.print(text, style="bold", highlight=False, markup=False)

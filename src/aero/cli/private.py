@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,8 +14,8 @@ from aero.cli.console import progress_bar
 from aero.errors import AeroError
 
 if TYPE_CHECKING:
-    from aero.private.launch import PrivateResult
-    from aero.private.messages import Choice
+    from aero.private.launch import Draft, PrivateResult
+    from aero.private.messages import Request
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -69,6 +70,14 @@ def generate(
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token.")] = 0.0,
     top_k: Annotated[int, typer.Option(min=0, help="Sample among this many; 0 among all.")] = 0,
     seed: Annotated[int, typer.Option(help="Seed of the client's sampling.")] = 0,
+    prefix: Annotated[
+        str, typer.Option(help="Text before every prompt, public: its keys and values are computed in the clear.")
+    ] = "",
+    draft: Annotated[
+        str | None,
+        typer.Option(help="Folder of a small public model with the same tokenizer, run by the client: it proposes."),
+    ] = None,
+    draft_tokens: Annotated[int, typer.Option(min=1, help="How many proposed tokens one private pass checks.")] = 4,
     network: NetworkName = "none",
     port: Port = None,
     wait: Wait = 120.0,
@@ -76,7 +85,7 @@ def generate(
 ) -> None:
     """Complete a secret prompt with secret weights. The client alone sees logits and tokens."""
     from aero.eliminate.source import is_spec
-    from aero.private.messages import Choice
+    from aero.private.messages import Choice, Request
 
     if is_spec(model):
         raise AeroError(f"{model} names random weights, which have no tokenizer; give a folder, or use private bench.")
@@ -86,12 +95,28 @@ def generate(
     tokens = tokenizer.encode(text)
     if not tokens:
         raise AeroError("The prompt is empty; give at least one character.")
-    choice = Choice(temperature, top_k, seed)
-    result = run(
-        model, tokens, new_tokens, protocol, embedding, choice, gelu=gelu, network=network, port=port, wait=wait
+    request = Request(
+        prompt=tuple(tokens),
+        new_tokens=new_tokens,
+        choice=Choice(temperature, top_k, seed),
+        draft=0 if draft is None else draft_tokens,
     )
-    print(text + tokenizer.decode(result.answer))
-    _finish(result, model, len(tokens), new_tokens, embedding, gelu, seed, None, json_file)
+    proposer = None if draft is None else _draft(draft, tokenizer)
+    result = run(
+        model,
+        request,
+        protocol,
+        embedding,
+        gelu=gelu,
+        network=network,
+        port=port,
+        wait=wait,
+        prefix=tuple(tokenizer.encode(prefix)) if prefix else (),
+        draft=proposer,
+        stream=Stream(tokenizer, text),
+    )
+    print()
+    _finish(result, model, embedding, gelu, seed, None, json_file)
 
 
 @app.command()
@@ -112,26 +137,14 @@ def bench(
     """Measure bytes, rounds and seconds of one private pass, for every operator of every layer."""
     import numpy as np
 
-    from aero.private.messages import Choice
+    from aero.private.messages import Request
 
     config = _settings(model, protocol, embedding, gelu, network)
     prompt = np.random.default_rng(seed).integers(0, config.vocab_size, tokens).tolist()
-    result = run(
-        model,
-        prompt,
-        new_tokens,
-        protocol,
-        embedding,
-        Choice(),
-        gelu=gelu,
-        network=network,
-        port=port,
-        wait=wait,
-        seed=seed,
-        keep_logits=check,
-    )
+    request = Request(prompt=tuple(prompt), new_tokens=new_tokens, keep_logits=check)
+    result = run(model, request, protocol, embedding, gelu=gelu, network=network, port=port, wait=wait, seed=seed)
     error = largest_error(model, prompt, result, seed) if check else None
-    _finish(result, model, tokens, new_tokens, embedding, gelu, seed, error, json_file)
+    _finish(result, model, embedding, gelu, seed, error, json_file)
 
 
 @app.command()
@@ -152,7 +165,7 @@ def party(
     The links are not encrypted: use a network that you trust, or a tunnel.
     """
     from aero.private.launch import run_party
-    from aero.private.messages import PartyJob, role_of
+    from aero.private.messages import PartyJob, Request, role_of
     from aero.private.protocols import protocol_named
 
     chosen = protocol_named(protocol)
@@ -160,13 +173,14 @@ def party(
     addresses = tuple(_address(text) for text in parties.split(","))
     if len(addresses) != len(chosen.roles):
         raise AeroError(f"{protocol} has {len(chosen.roles)} parties and --parties names {len(addresses)}.")
-    tokens: tuple[int, ...] | None = None
+    requests: list[Request] = []
     coder = None
     if role == "client":
         if tokenizer is None:
             raise AeroError("The client needs the public tokenizer: name its folder with --tokenizer.")
         coder = load_tokenizer(tokenizer)
         tokens = tuple(coder.encode(_prompt_text(None, prompt_file)))
+        requests.append(Request(prompt=tokens, new_tokens=new_tokens))
     job = PartyJob(
         protocol=protocol,
         parties=addresses,
@@ -175,34 +189,35 @@ def party(
         embedding=_embedding(embedding),
         gelu=_gelu(gelu),
         model=model if role == "model" else None,
-        prompt=tokens,
-        new_tokens=new_tokens if role == "client" else 0,
     )
     _need_engine()
     Console(stderr=True).print(f"{role}: {chosen.trust.name}; waiting up to {wait:g} s for the others")
-    answer = run_party(job)
-    if coder is not None:
-        print(coder.decode(answer))
+    stream = None if coder is None else Stream(coder, "")
+    for token in run_party(job, requests):
+        if stream is not None:
+            stream.show(token)
+    if stream is not None:
+        print()
 
 
 def run(
     model: str,
-    prompt: list[int],
-    new_tokens: int,
+    request: Request,
     protocol: str,
     embedding: str,
-    choice: Choice,
     *,
     gelu: str = "polynomial",
     network: str = "none",
     port: int | None = None,
     wait: float = 120.0,
     seed: int = 0,
-    keep_logits: bool = False,
+    prefix: tuple[int, ...] = (),
+    draft: Draft | None = None,
+    stream: Stream | None = None,
 ) -> PrivateResult:
     """All parties on this machine, with progress; checks what can be checked before any of them starts."""
     from aero.eliminate.source import describe
-    from aero.private.launch import local_parties, run_local
+    from aero.private.launch import PrivateSession, local_parties
     from aero.private.memory import check
     from aero.private.messages import Event, PartyJob
     from aero.private.network.link import network_named
@@ -212,12 +227,13 @@ def run(
     chosen = protocol_named(protocol)
     config = describe(model)
     mode = _embedding(embedding)
-    if len(prompt) + max(0, new_tokens - 1) > config.context:
+    length = len(prefix) + len(request.prompt)
+    if length + max(0, request.new_tokens - 1) > config.context:
         raise AeroError(
-            f"The prompt has {len(prompt)} tokens and {new_tokens} more are asked for, but the model's context is "
+            f"The prompt has {length} tokens and {request.new_tokens} more are asked for, but the model's context is "
             f"{config.context}; shorten the prompt or ask for fewer."
         )
-    check(config, chosen, len(prompt), mode)
+    check(config, chosen, length, mode)
     if not chosen.trust.secure:
         Console(stderr=True).print(f"[bold red]{chosen.trust.statement}[/bold red]")
     job = PartyJob(
@@ -228,9 +244,7 @@ def run(
         embedding=mode,
         gelu=_gelu(gelu),
         weight_seed=seed,
-        new_tokens=new_tokens,
-        choice=choice,
-        keep_logits=keep_logits,
+        prefix=prefix,
     )
     with progress_bar() as bar:
         task = bar.add_task(f"{protocol}: starting {len(chosen.roles)} parties", total=None)
@@ -240,8 +254,39 @@ def run(
                 bar.update(task, description=f"{protocol}: {event['name']}", total=event["steps"], completed=0)
             elif event["kind"] == "step":
                 bar.update(task, completed=event["done"])
+            elif event["kind"] == "token" and stream is not None:
+                # From here on the text itself is the progress.
+                bar.stop()
+                stream.show(int(event["token"]))
 
-        return run_local(job, model=model, prompt=prompt, on_event=show, network=network_named(network))
+        with PrivateSession(job, model=model, on_event=show, network=network_named(network)) as session:
+            result = session.ask(request, draft)
+        return replace(result, network=session.network)
+
+
+class Stream:
+    """Text to standard output as its tokens come: ``start`` at once, then what each token adds to it."""
+
+    def __init__(self, tokenizer: Any, start: str) -> None:
+        self._tokenizer, self._tokens, self._shown = tokenizer, list[int](), 0
+        print(start, end="", flush=True)
+
+    def show(self, token: int) -> None:
+        """One token more. A character of which only some bytes are there waits for the rest."""
+        self._tokens.append(token)
+        text = self._tokenizer.decode(self._tokens)
+        if not text.endswith("\ufffd"):
+            print(text[self._shown :], end="", flush=True)
+            self._shown = len(text)
+
+
+def _draft(folder: str, tokenizer: Any) -> Draft:
+    """The public draft model in ``folder``. Raises AeroError if its tokens are not the model's."""
+    from aero.model.draft import DraftModel
+
+    if load_tokenizer(folder).get_vocab() != tokenizer.get_vocab():
+        raise AeroError(f"The draft model {folder} has another tokenizer than the model; give one with the same.")
+    return DraftModel(folder).propose
 
 
 def largest_error(model: str, prompt: list[int], result: PrivateResult, seed: int) -> float:
@@ -252,8 +297,7 @@ def largest_error(model: str, prompt: list[int], result: PrivateResult, seed: in
     from aero.eliminate.source import folded
 
     assert result.logits is not None
-    passes = len(result.logits)
-    text = np.array([*prompt, *result.answer[: passes - 1]], dtype=np.int64)
+    text = np.array([*prompt, *result.answer[: len(result.logits) - 1]], dtype=np.int64)
     exact = logits(folded(model, seed=seed), text)[len(prompt) - 1 :]
     return float(np.abs(exact - result.logits).max())
 
@@ -327,8 +371,6 @@ def _need_engine() -> None:
 def _finish(
     result: PrivateResult,
     model: str,
-    tokens: int,
-    new_tokens: int,
     embedding: str,
     gelu: str,
     seed: int,
@@ -343,8 +385,6 @@ def _finish(
     written = document(
         result,
         model=model,
-        tokens=tokens,
-        new_tokens=new_tokens,
         embedding=_embedding(embedding),
         gelu=_gelu(gelu) if any(layer.feedforward.startswith("gelu") for layer in describe(model).layers) else None,
         seed=seed,

@@ -109,9 +109,10 @@ def total(accounts: Sequence[Account]) -> Account:
     )
 
 
-def mean(accounts: Sequence[Account]) -> Account:
-    """The average of phases that ran the same steps (tokens of one answer), rounded to whole bytes and rounds."""
-    count, whole = len(accounts), total(accounts)
+def mean(accounts: Sequence[Account], count: int | None = None) -> Account:
+    """The average over phases, or their sum by ``count`` (tokens, of which a phase may yield several), rounded."""
+    whole = total(accounts)
+    count = len(accounts) if count is None else count
     operators = tuple(
         OperatorCost(
             cost.operator, cost.layer, round(cost.bytes / count), round(cost.rounds / count), cost.seconds / count

@@ -16,6 +16,11 @@ REVEALED = {
     "public": "architecture, shape, prompt length, number of generated tokens, timing",
 }
 
+SPECULATION = (
+    "to all parties: how many of the drafted tokens each pass accepted; to the client: their logits, accepted or not"
+)
+PREFIX = "to all parties: the tokens of the prefix, which comes before every prompt"
+
 EMBEDDING: dict[EmbeddingMode, str] = {
     "private": "one-hot rows times the secret table: neither tokens nor table leave their owner",
     "client": "the client is given the embedding table (and with tied weights the vocabulary projection) in the clear",
@@ -26,8 +31,6 @@ def document(
     result: PrivateResult,
     *,
     model: str,
-    tokens: int,
-    new_tokens: int,
     embedding: EmbeddingMode,
     gelu: GeluForm | None,
     seed: int,
@@ -38,14 +41,15 @@ def document(
     gelu: how GELU was computed, None for a model without it.
     max_abs_error: the largest difference of any private logit from the plaintext's, where both were at hand.
     """
-    passes = [result.prefill, *result.tokens]
-    online = total(passes).to_dict()
+    online = total([result.prefill, *result.tokens, result.ending]).to_dict()
+    later = len(result.answer) - 1
     return {
         "schema": 1,
         "model": model,
         "parameters": result.parameters,
-        "tokens": tokens,
-        "new_tokens": new_tokens,
+        "tokens": result.prompt_tokens,
+        "new_tokens": len(result.answer),
+        "prefix_tokens": result.prefix_tokens,
         "protocol": result.protocol.name,
         "trust_model": result.protocol.trust.to_dict(),
         "warning": None if result.protocol.trust.secure else result.protocol.trust.statement,
@@ -57,11 +61,14 @@ def document(
             "statement": result.protocol.offline,
         },
         "prefill": result.prefill.to_dict(),
-        "per_token": mean(result.tokens).to_dict() if result.tokens else None,
+        "per_token": mean(result.tokens, later).to_dict() if later > 0 else None,
+        "first_token_seconds": result.seconds[0],
+        "next_token_seconds": sum(result.seconds[1:]) / later if later > 0 else None,
+        "speculation": speculation(result) if result.drafted else None,
         "max_abs_error": max_abs_error,
         "gelu": gelu,
         "embedding": {"mode": embedding, "statement": EMBEDDING[embedding]},
-        "revealed": REVEALED,
+        "revealed": revealed(result),
         "link": {
             "network": "loopback" if result.network is None else result.network["name"],
             "emulation": result.network,
@@ -78,4 +85,25 @@ def document(
         "commit": provenance.commit(),
         "date": provenance.now(),
         "machine": provenance.machine(),
+    }
+
+
+def revealed(result: PrivateResult) -> dict[str, str]:
+    """Who learned what from this answer."""
+    told = dict(REVEALED)
+    if result.drafted:
+        told["speculation"] = SPECULATION
+    if result.prefix_tokens:
+        told["prefix"] = PREFIX
+    return told
+
+
+def speculation(result: PrivateResult) -> dict[str, Any]:
+    """How far a draft model got: tokens proposed, accepted, and generated for each pass after the first."""
+    accepted = len(result.answer) - 1 - len(result.tokens)
+    return {
+        "drafted": result.drafted,
+        "accepted": accepted,
+        "accepted_share": accepted / result.drafted,
+        "tokens_per_pass": (len(result.answer) - 1) / len(result.tokens),
     }

@@ -64,8 +64,9 @@ class Engine:
         options = libspu.logging.LogOptions()
         options.enable_console_logger = False
         options.system_log_path = str(self._log)
+        # Emptied after every step here; rotation would take the last step's counts away.
+        options.max_log_file_size = 2**62
         libspu.logging.setup_logging(options)
-        self._read_to = 0
         self._link = _connect(rank, addresses, connect_seconds)
         config = runtime_config(protocol, threads)
         self._runtime = spu.Runtime(self._link, config)
@@ -185,9 +186,12 @@ class Engine:
         self._link.stop_link()
         self._folder.cleanup()
 
-    def prepare(self, steps: Sequence[Step], shapes: dict[str, tuple[int, ...]]) -> None:
-        """Compile ``steps`` for inputs of these shapes, running nothing: compiling then stays out of their seconds."""
-        known = dict(self._shapes)
+    def prepare(self, steps: Sequence[Step], shapes: dict[str, tuple[int, ...]]) -> bool:
+        """Compile ``steps`` for inputs of these shapes, running nothing: compiling then stays out of their seconds.
+
+        Returns whether any of them was new.
+        """
+        known, compiled = dict(self._shapes), len(self._compiled)
         try:
             self._shapes.update(shapes)
             for step in steps:
@@ -195,6 +199,7 @@ class Engine:
                 self._shapes.update(zip(step.outputs, outputs, strict=True))
         finally:
             self._shapes = known
+        return len(self._compiled) > compiled
 
     def _compile(self, step: Step) -> tuple[libspu.Executable, tuple[tuple[int, ...], ...]]:
         shapes = tuple(self._shapes[name] for name in step.inputs)
@@ -221,11 +226,9 @@ class Engine:
         return executable, outputs
 
     def _link_counts(self) -> tuple[int, int]:
-        with self._log.open("rb") as file:
-            file.seek(self._read_to)
-            text = file.read()
-        self._read_to += len(text)
-        found = _LINK.findall(text.decode("utf-8", "replace"))
+        found = _LINK.findall(self._log.read_text(encoding="utf-8", errors="replace"))
+        # The engine appends; without this a long session fills the disk.
+        os.truncate(self._log, 0)
         if len(found) != 1:
             raise RuntimeError("the engine did not report what the step sent")
         return int(found[0][0]), int(found[0][2])

@@ -1,4 +1,4 @@
-"""Running all parties on this machine, each as its own process, and putting together what they counted.
+"""A private session on this machine: one process a party, weights in once, then many answers, each with its account.
 
 The launcher hands every party its job through a pipe, watches the processes, and reads their events. It is the client's
 and the model owner's common user on one machine; on several machines each user starts one party.
@@ -6,14 +6,9 @@ and the model owner's common user on one machine; on several machines each user 
 
 from __future__ import annotations
 
-import json
-import os
-import queue
-import subprocess
-import sys
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -21,24 +16,29 @@ from numpy.typing import NDArray
 
 from aero.errors import AeroError
 from aero.private.account import Account, PartyCost, combine
-from aero.private.messages import Address, Event, PartyJob
+from aero.private.messages import Address, Choice, Event, PartyJob, Request
 from aero.private.network.emulation import Emulation
 from aero.private.network.link import Network
-from aero.private.protocols import CLIENT, Protocol, protocol_named
+from aero.private.processes import Processes
+from aero.private.protocols import CLIENT, Protocol
 from aero.private.watch import free_ports
 
-ENDING = 30.0
-"""Seconds that the other parties get to end by themselves once one has failed."""
+Draft = Callable[[Sequence[int], int], Sequence[int]]
+"""A public draft model at the client: from all tokens so far to at most so many that may come next."""
 
 
 @dataclass
 class PrivateResult:
     """An answer and its account.
 
-    setup: the account of what happens once a session, before the prompt is known: the offline column.
-    prefill, tokens: the account of the prompt's pass and of each later pass.
-    answer: the chosen tokens. logits: what they were chosen from, [passes, V], if kept.
-    system_bytes: what the operating system counted on each party's connections, or None where it does not say.
+    setup: the account of what happens once a session, before any prompt is known: the offline column.
+    prefill, tokens: the account of the prompt's pass and of each later pass. A later pass yields one token, or several
+        with a draft model. ending: of forgetting the request.
+    seconds: what the client waited for each pass, from knowing what to ask to choosing a token, compiling and all.
+    answer: the chosen tokens. logits: what they were chosen from, [tokens, V], if kept.
+    drafted: how many tokens a draft model proposed. prompt_tokens, prefix_tokens: lengths.
+    system_bytes: what the operating system counted on each party's connections since the session's start, or None where
+        it does not say.
     counted_bytes, counted_messages: what the account has for the same connections, offline phase and all.
     network: the emulated network as it was measured, or None for the loopback interface as it is.
     """
@@ -47,8 +47,13 @@ class PrivateResult:
     setup: Account
     prefill: Account
     tokens: list[Account]
+    ending: Account
+    seconds: list[float]
     answer: list[int] = field(repr=False)
     logits: NDArray[np.float32] | None = field(repr=False)
+    drafted: int
+    prompt_tokens: int
+    prefix_tokens: int
     parameters: int
     system_bytes: list[int] | None
     counted_bytes: list[int]
@@ -65,178 +70,281 @@ def local_parties(protocol: Protocol, port: int | None) -> tuple[Address, ...]:
     return tuple(Address("127.0.0.1", ports[2 * rank], ports[2 * rank + 1]) for rank in range(count))
 
 
+class PrivateSession:
+    """All parties on this machine. Open it once, ask often; not from several threads at a time.
+
+    ::
+
+        with PrivateSession(job, model="runs/demo/demo-aero") as session:
+            for token in session.generate(prompt, new_tokens=16):
+                ...
+            session.result.prefill.total_bytes
+
+    job: what all parties are told; its rank and model are filled in here. on_event: told the client's events as they
+    come. network: emulated between the parties.
+    Raises AeroError with the first cause if a party fails or dies, here and in every method; the session is over then,
+    and no party outlives it.
+    """
+
+    def __init__(
+        self,
+        job: PartyJob,
+        *,
+        model: str,
+        on_event: Callable[[Event], None] | None = None,
+        network: Network | None = None,
+    ) -> None:
+        self.on_event = on_event
+        self._emulation = None if network is None else Emulation(network, job.parties)
+        jobs = [replace(job, rank=rank, model=model if rank == 0 else None) for rank in range(len(job.parties))]
+        if self._emulation is not None:
+            jobs = [replace(each, parties=self._emulation.seen_by(each.rank)) for each in jobs]
+        self.network: dict[str, Any] | None = None
+        self.parameters, self._prefix = 0, len(job.prefix)
+        self._result: PrivateResult | None = None
+        self._busy, self._open = False, True
+        self._costs: list[dict[str, list[PartyCost]]] = [{} for _ in jobs]
+        self._system: list[int | None] = [None for _ in jobs]
+        self._counted = [[0, 0] for _ in jobs]
+        try:
+            self._processes = Processes(jobs)
+        except BaseException:
+            self._end_network()
+            raise
+        self.protocol = self._processes.protocol
+        self._waiting = set(range(len(jobs)))
+        while self._waiting:
+            rank, event = self._hear()
+            if event["kind"] == "ready":
+                self._waiting.discard(rank)
+        self.setup = combine([costs.pop("weights") for costs in self._costs])
+
+    @property
+    def result(self) -> PrivateResult:
+        """The last answer and its account. Raises AeroError before the first one is complete."""
+        if self._result is None:
+            raise AeroError("This session has no complete answer yet.")
+        return self._result
+
+    def generate(
+        self,
+        prompt: Sequence[int],
+        *,
+        new_tokens: int,
+        choice: Choice | None = None,
+        stop: Sequence[int] = (),
+        keep_logits: bool = False,
+        draft: Draft | None = None,
+        draft_tokens: int = 4,
+    ) -> Iterator[int]:
+        """The answer's tokens as they come. Leave the loop early, and the answer ends after the pass that is going on.
+
+        stop: tokens after which the answer ends. draft: a public draft model of the client's; each pass then checks
+        ``draft_tokens`` of its proposals, and the tokens are those of greedy choice without it.
+        Raises AeroError for a request that cannot be answered (too long, say): the session goes on.
+        """
+        request = Request(
+            prompt=tuple(prompt),
+            new_tokens=new_tokens,
+            choice=choice or Choice(),
+            stop=tuple(stop),
+            draft=0 if draft is None else draft_tokens,
+            keep_logits=keep_logits,
+        )
+        return self._answer(request, draft)
+
+    def ask(self, request: Request, draft: Draft | None = None) -> PrivateResult:
+        """The whole answer to ``request`` and its account."""
+        for _ in self._answer(request, draft):
+            pass
+        return self.result
+
+    def close(self) -> None:
+        """Say goodbye to all parties and wait for their end."""
+        if not self._open:
+            return
+        if self._busy:
+            self._abandon()
+            return
+        try:
+            self._processes.tell(CLIENT, {"kind": "leave"})
+            while self._processes.next() is not None:
+                pass
+        finally:
+            self._abandon()
+
+    def __enter__(self) -> PrivateSession:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self._abandon()
+
+    def _answer(self, request: Request, draft: Draft | None) -> Iterator[int]:
+        if not self._open:
+            raise AeroError("This session is over; open another one.")
+        if self._busy:
+            raise AeroError("This session is answering another request; wait for its end.")
+        self._busy, self._waiting = True, set(range(len(self._costs)))
+        heard = _Heard(request)
+        self._processes.tell(CLIENT, {"kind": "request", "request": request.to_dict()})
+        try:
+            while (event := self._next()) is not None:
+                if event["kind"] == "propose":
+                    assert draft is not None
+                    tokens = heard.proposed(draft, int(event["count"]))
+                    self._processes.tell(CLIENT, {"kind": "draft", "tokens": tokens})
+                elif heard.take(event):
+                    yield heard.answer[-1]
+        except GeneratorExit:
+            self._processes.tell(CLIENT, {"kind": "stop"})
+            while (event := self._next()) is not None:
+                heard.take(event)
+            raise
+        finally:
+            if not self._waiting:
+                self._busy = False
+                self._result = self._account(heard)
+
+    def _next(self) -> Event | None:
+        """The client's next event; None once every party is done with the request."""
+        while self._waiting:
+            rank, event = self._hear()
+            if event["kind"] == "answered":
+                self._waiting.discard(rank)
+            elif event["kind"] == "refused":
+                self._busy = False
+                raise AeroError(str(event["message"]))
+            elif rank == CLIENT:
+                return event
+        return None
+
+    def _hear(self) -> tuple[int, Event]:
+        """The next event, its costs booked. Ends the session if a party failed."""
+        try:
+            heard = self._processes.next()
+        except BaseException:
+            self._abandon()
+            raise
+        if heard is None:
+            self._abandon()
+            raise AeroError("The parties ended the session; open another one.")
+        rank, event = heard
+        if event["kind"] == "costs":
+            costs = [PartyCost(**cost) for cost in event["costs"]]
+            self._costs[rank][event["phase"]] = costs
+            self._system[rank] = event["system"]
+            self._counted[rank][0] += sum(cost.bytes for cost in costs)
+            self._counted[rank][1] += sum(cost.rounds for cost in costs)
+        elif event["kind"] == "model":
+            self.parameters = int(event["parameters"])
+        if rank == CLIENT and self.on_event is not None:
+            self.on_event(event)
+        return heard
+
+    def _account(self, heard: _Heard) -> PrivateResult:
+        accounts = {phase: combine([costs[phase] for costs in self._costs]) for phase in self._costs[0]}
+        for costs in self._costs:
+            costs.clear()
+        known = [sent for sent in self._system if sent is not None]
+        return PrivateResult(
+            protocol=self.protocol,
+            setup=self.setup,
+            prefill=accounts.pop("prefill"),
+            ending=accounts.pop("end"),
+            tokens=list(accounts.values()),
+            seconds=heard.seconds,
+            answer=heard.answer,
+            logits=np.asarray(heard.logits, np.float32) if heard.logits else None,
+            drafted=heard.drafted,
+            prompt_tokens=len(heard.prompt),
+            prefix_tokens=self._prefix,
+            parameters=self.parameters,
+            system_bytes=known if len(known) == len(self._system) else None,
+            counted_bytes=[counted[0] for counted in self._counted],
+            counted_messages=[counted[1] for counted in self._counted],
+        )
+
+    def _abandon(self) -> None:
+        if self._open:
+            self._open = False
+            self._processes.stop()
+            self._end_network()
+
+    def _end_network(self) -> None:
+        if self._emulation is not None:
+            self.network = self._emulation.close()
+
+
+class _Heard:
+    """What the client's events told about one answer so far."""
+
+    def __init__(self, request: Request) -> None:
+        self.prompt = request.prompt
+        self.answer: list[int] = []
+        self.logits: list[list[float]] = []
+        self.seconds: list[float] = []
+        self.drafted = 0
+
+    def take(self, event: Event) -> bool:
+        """Note one event; whether it was a token."""
+        if event["kind"] == "token":
+            self.answer.append(int(event["token"]))
+            return True
+        if event["kind"] == "logits":
+            self.logits += event["values"]
+        elif event["kind"] == "pass":
+            self.seconds.append(float(event["seconds"]))
+        return False
+
+    def proposed(self, draft: Draft, count: int) -> list[int]:
+        """Up to ``count`` tokens that the draft model puts next."""
+        tokens = [int(token) for token in draft([*self.prompt, *self.answer], count)][:count]
+        self.drafted += len(tokens)
+        return tokens
+
+
 def run_local(
     job: PartyJob,
+    request: Request,
     *,
     model: str,
-    prompt: Sequence[int],
     on_event: Callable[[Event], None] | None = None,
     network: Network | None = None,
 ) -> PrivateResult:
-    """Run ``job`` (its rank, model and prompt are filled in here) with one process a party.
+    """One session for one request: open, ask, close.
 
-    on_event: told the client's events as they come. network: emulated between the parties.
     Raises AeroError with the first cause if a party fails or dies; no party outlives the call.
     """
-    emulation = None if network is None else Emulation(network, job.parties)
-    jobs = [replace(job, rank=rank, model=None, prompt=None) for rank in range(len(job.parties))]
-    if emulation is not None:
-        jobs = [replace(each, parties=emulation.seen_by(each.rank)) for each in jobs]
-    jobs[0] = replace(jobs[0], model=model)
-    jobs[CLIENT] = replace(jobs[CLIENT], prompt=tuple(prompt))
-    run = _Run(jobs, protocol_named(job.protocol), on_event)
-    try:
-        result = run.result()
-    finally:
-        run.stop()
-        measured = None if emulation is None else emulation.close()
-    return replace(result, network=measured)
+    with PrivateSession(job, model=model, on_event=on_event, network=network) as session:
+        result = session.ask(request)
+    return replace(result, network=session.network)
 
 
-def run_party(job: PartyJob, *, on_event: Callable[[Event], None] | None = None) -> list[int]:
-    """Run one party alone on this machine; returns the answer at the client, an empty list elsewhere.
+def run_party(
+    job: PartyJob, requests: Iterable[Request] = (), *, on_event: Callable[[Event], None] | None = None
+) -> Iterator[int]:
+    """Run one party alone on this machine; the tokens of the answers at the client, nothing elsewhere.
 
-    Raises AeroError if it fails, names who did not show up or who is gone.
+    Raises AeroError if it fails, names who did not show up or who is gone, or refuses a request.
     """
-    run = _Run([job], protocol_named(job.protocol), on_event)
+    processes = Processes([job])
     try:
-        run.wait()
-        return run.answer
+        for request in requests:
+            processes.tell(0, {"kind": "request", "request": request.to_dict()})
+        if job.rank == CLIENT:
+            processes.tell(0, {"kind": "leave"})
+        while (heard := processes.next()) is not None:
+            event = heard[1]
+            if event["kind"] == "refused":
+                raise AeroError(str(event["message"]))
+            if event["kind"] == "token":
+                yield int(event["token"])
+            if on_event is not None:
+                on_event(event)
     finally:
-        run.stop()
-
-
-class _Run:
-    def __init__(self, jobs: Sequence[PartyJob], protocol: Protocol, on_event: Callable[[Event], None] | None) -> None:
-        self.jobs, self.protocol, self.on_event = jobs, protocol, on_event
-        self.events: queue.Queue[tuple[int, Event | None]] = queue.Queue()
-        self.processes: list[subprocess.Popen[str]] = []
-        self.readers: list[threading.Thread] = []
-        self.costs: list[dict[str, list[PartyCost]]] = [{} for _ in jobs]
-        self.traffic: list[int | None] = [None for _ in jobs]
-        self.answer: list[int] = []
-        self.logits: list[list[float]] = []
-        self.parameters = 0
-        for rank, job in enumerate(jobs):
-            environment = {
-                **os.environ,
-                "JAX_PLATFORMS": "cpu",
-                "TOKENIZERS_PARALLELISM": "false",
-                "OMP_THREAD_LIMIT": str(job.threads),
-            }
-            process = subprocess.Popen(
-                [sys.executable, "-m", "aero.private.party"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,  # libraries' warnings; what matters comes as an event
-                text=True,
-                env=environment,
-            )
-            self.processes.append(process)
-            assert process.stdin is not None
-            process.stdin.write(job.to_json() + "\n")
-            process.stdin.flush()
-            self.readers.append(threading.Thread(target=self._read, args=(rank, process), daemon=True))
-            self.readers[-1].start()
-
-    def result(self) -> PrivateResult:
-        """Wait for the end and put the account together."""
-        self.wait()
-        return self._account()
-
-    def wait(self) -> None:
-        """Wait until every process has ended in order. Raises AeroError with the first cause otherwise."""
-        running = set(range(len(self.processes)))
-        finished: set[int] = set()
-        while running:
-            rank, event = self.events.get()
-            if event is None:
-                running.discard(rank)
-                if rank not in finished:
-                    raise AeroError(self._died(rank))
-                continue
-            if event["kind"] == "done":
-                finished.add(rank)
-            elif event["kind"] == "error":
-                raise AeroError(self._cause(rank, event))
-            else:
-                self._take(rank, event)
-
-    def stop(self) -> None:
-        """End whatever still runs."""
-        for process in self.processes:
-            if process.stdin is not None:
-                process.stdin.close()  # an attended party ends by itself when this closes
-        for process in self.processes:
-            try:
-                process.wait(timeout=5.0)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        for reader in self.readers:
-            reader.join()
-
-    def _read(self, rank: int, process: subprocess.Popen[str]) -> None:
-        assert process.stdout is not None
-        with process.stdout:
-            for line in process.stdout:
-                try:
-                    self.events.put((rank, json.loads(line)))
-                except ValueError:
-                    continue  # a library's own word on standard output
-        process.wait()
-        self.events.put((rank, None))
-
-    def _take(self, rank: int, event: Event) -> None:
-        kind = event["kind"]
-        if kind == "costs":
-            self.costs[rank][event["phase"]] = [PartyCost(**cost) for cost in event["costs"]]
-        elif kind == "token":
-            self.answer.append(int(event["token"]))
-        elif kind == "logits":
-            self.logits.append(event["values"])
-        elif kind == "model":
-            self.parameters = int(event["parameters"])
-        elif kind == "traffic" and event["system"] is not None:
-            self.traffic[rank] = int(event["system"]["bytes_sent"])
-        if self.jobs[rank].rank == CLIENT and self.on_event is not None:
-            self.on_event(event)
-
-    def _cause(self, rank: int, event: Event) -> str:
-        """The message of the party that failed first: a party that lost another one is not the cause."""
-        lost = event.get("lost")
-        while lost is not None:
-            try:
-                other, later = self.events.get(timeout=2.0)
-            except queue.Empty:
-                break
-            if later is None and other == lost:
-                return f"{self._died(lost)} Party {self.protocol.roles[rank]} noticed it and ended the run."
-            if later is not None and later["kind"] == "error" and "lost" not in later:
-                return str(later["message"])
-        return str(event["message"])
-
-    def _died(self, rank: int) -> str:
-        code = self.processes[rank].wait()
-        role = self.protocol.roles[self.jobs[rank].rank]
-        how = f"was killed (signal {-code})" if code < 0 else f"ended with exit code {code}"
-        hint = "; the machine may be short of memory" if code == -9 else ""
-        return f"Party {role} {how}{hint}."
-
-    def _account(self) -> PrivateResult:
-        phases = list(self.costs[0])
-        accounts = {phase: combine([costs[phase] for costs in self.costs]) for phase in phases}
-        every = [[cost for costs in party.values() for cost in costs] for party in self.costs]
-        known = [sent for sent in self.traffic if sent is not None]
-        return PrivateResult(
-            protocol=self.protocol,
-            setup=accounts.pop("weights"),
-            prefill=accounts.pop("prefill"),
-            tokens=list(accounts.values()),
-            answer=self.answer,
-            logits=np.asarray(self.logits, np.float32) if self.logits else None,
-            parameters=self.parameters,
-            system_bytes=known if len(known) == len(self.traffic) else None,
-            counted_bytes=[sum(cost.bytes for cost in party) for party in every],
-            counted_messages=[sum(cost.rounds for cost in party) for party in every],
-        )
+        processes.stop()

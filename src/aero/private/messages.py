@@ -1,4 +1,4 @@
-"""What goes between the launcher and a party: one JSON document in, one JSON line per event out."""
+"""What goes between the launcher and a party, one JSON line each: a job, then requests in; events out."""
 
 from __future__ import annotations
 
@@ -38,14 +38,13 @@ class Choice:
 
 @dataclass(frozen=True, kw_only=True)
 class PartyJob:
-    """Everything one party is told. It goes through a pipe, never through the command line or the environment.
+    """Everything one party is told at its start. It goes through a pipe, never the command line or the environment.
 
     parties: addresses in rank order. rank: this party's. wait_seconds: how long to wait for the others to show up.
     model: the model owner's folder or SHAPE:ROW; weight_seed draws the weights of a SHAPE:ROW. None elsewhere.
-    prompt: the client's tokens. None elsewhere.
     gelu: how GELU is computed; the model owner's choice counts, and it tells the others. Public.
-    new_tokens: how many tokens the client wants; 0 ends after the prefill. Public.
-    keep_logits: the client reports the logits that it saw, for comparison with plaintext.
+    prefix: tokens that the model owner puts before every prompt. Public: the owner tells the others.
+    folder: where the party may put files, which its launcher removes; None: a folder of its own.
     attended: the launcher holds the other end of standard input, and the party ends when it closes.
     """
 
@@ -57,10 +56,8 @@ class PartyJob:
     gelu: GeluForm = "polynomial"
     model: str | None = None
     weight_seed: int = 0
-    prompt: tuple[int, ...] | None = field(default=None, repr=False)
-    new_tokens: int = 0
-    choice: Choice = Choice()
-    keep_logits: bool = False
+    prefix: tuple[int, ...] = ()
+    folder: str | None = None
     attended: bool = True
 
     @property
@@ -83,24 +80,64 @@ class PartyJob:
         try:
             values = json.loads(text)
             values["parties"] = tuple(Address(**each) for each in values["parties"])
-            values["choice"] = Choice(**values["choice"])
-            values["prompt"] = None if values["prompt"] is None else tuple(values["prompt"])
+            values["prefix"] = tuple(values["prefix"])
             return cls(**values)
         except (ValueError, KeyError, TypeError):
-            # The document may hold a prompt: its text does not go into the message.
             raise AeroError("A party's job is not a readable document; start parties with aero private.") from None
 
 
-Event = dict[str, Any]
-"""``kind`` is one of:
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What the client asks for, told to the client's party alone.
 
-- ``phase``: name, steps. A phase (weights, prefill, token 3) begins.
-- ``step``: done. That many steps of the phase are done.
-- ``costs``: phase, costs. What the phase cost this party, one entry a step.
-- ``token``: the client chose it. ``logits``: what it chose from, if asked for. The client alone sends these two.
-- ``model``: description. Public facts of the folded model.
-- ``traffic``: what the operating system counted on this party's connections, and what the party counted itself.
+    prompt: its tokens, secret. new_tokens: how many tokens to generate at most; 0 ends after the prefill.
+    stop: tokens that end the answer once they are chosen. The number of tokens that were generated is public.
+    draft: how many tokens a public draft model proposes for each pass; 0: none does.
+    keep_logits: the client reports the logits that it saw, for comparison with plaintext.
+    """
+
+    prompt: tuple[int, ...] = field(repr=False)
+    new_tokens: int = 0
+    choice: Choice = Choice()
+    stop: tuple[int, ...] = ()
+    draft: int = 0
+    keep_logits: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Request:
+        """The inverse of ``to_dict``. Raises AeroError if the values are not such a request."""
+        try:
+            choice = Choice(**values["choice"])
+            whole = {**values, "choice": choice, "prompt": tuple(values["prompt"]), "stop": tuple(values["stop"])}
+            request = cls(**whole)
+            numbers = (*request.prompt, *request.stop, request.new_tokens, request.draft, choice.top_k, choice.seed)
+            if not all(type(number) is int for number in numbers):
+                raise TypeError
+        except (ValueError, KeyError, TypeError):
+            # The request holds a prompt: its text does not go into the message.
+            raise AeroError("A request is not a readable document.") from None
+        return request
+
+
+Event = dict[str, Any]
+"""From a party. ``kind`` is one of:
+
+- ``model``: description, parameters. Public facts of the folded model.
+- ``phase``: name, steps. A phase (weights, prefill, token 3) begins. ``step``: done. So many of its steps are done.
+- ``costs``: phase, costs, system. What the phase cost this party, one entry a step; and what the operating system has
+  counted on its connections so far, None where it does not say.
+- ``ready``: set-up is over. ``answered``: a request is over.
+- ``pass``: seconds that a pass took the client. ``token``: the client chose it. ``logits``: what it chose from, if
+  asked for. ``propose``: count, so many tokens are wanted that may come next. ``refused``: message, one sentence; the
+  request was not begun. The client alone sends these.
 - ``error``: message, one sentence. ``done``: the party ends in order.
+
+To the client's party, after its job: ``request`` (the values of a Request), ``draft`` (tokens, in answer to
+``propose``), ``stop`` (end the answer after the pass that is going on), ``leave``.
 """
 
 

@@ -67,15 +67,21 @@ class Program:
         """Shape of the client's input ``tokens`` for that many positions."""
         return (rows, self.config.vocab_size if self.one_hot else self.config.width)
 
-    def forward(self, past: int, rows: int) -> list[Step]:
-        """The pass over positions past ... past + rows - 1: input ``tokens``, output ``logits`` [1, vocab_size].
+    @property
+    def cache(self) -> tuple[str, ...]:
+        """Names of the key/value cache's variables."""
+        return tuple(f"{kind}.{index}" for index in range(self.config.depth) for kind in "kv")
 
-        past = 0 is the prefill; past > 0 reads and extends the key/value cache. Only the last position's logits are
-        computed: nothing else chooses a token.
+    def forward(self, past: int, rows: int, logit_rows: int = 1) -> list[Step]:
+        """The pass over positions past ... past + rows - 1: input ``tokens``, output ``logits`` [logit_rows, V].
+
+        past = 0 is the prefill; past > 0 reads the first ``past`` positions of the key/value cache, which may hold
+        more, and extends them. Only the last ``logit_rows`` positions' logits are computed: nothing else chooses a
+        token.
         """
-        return list(self._forward(past, rows))
+        return list(self._forward(past, rows, logit_rows))
 
-    def _forward(self, past: int, rows: int) -> Iterator[Step]:
+    def _forward(self, past: int, rows: int, logit_rows: int) -> Iterator[Step]:
         config = self.config
         if self.one_hot:
             inputs = ["tokens", "embedding"] + (["positions"] if config.learned_positions else [])
@@ -85,7 +91,7 @@ class Program:
         for index in range(config.depth):
             yield from self._attention(index, past, rows)
             yield from self._branch(index)
-        yield Step("last position", None, _last, ("x",), ("x",))
+        yield Step("last position", None, partial(_last, rows=logit_rows), ("x",), ("x",))
         last = "x"
         if config.final_norm != "none":
             yield _norm(config.final_norm, None, "final_norm", "x", "h")
@@ -109,7 +115,7 @@ class Program:
             temper = partial(_temper, past=past)
             yield Step("temperature", index, temper, ("q", f"{prefix}.inverse_temperature"), ("q",))
         if past:
-            yield Step("cache", index, _extend, (cache[0], cache[1], "k", "v"), cache)
+            yield Step("cache", index, partial(_extend, past=past), (cache[0], cache[1], "k", "v"), cache)
         else:
             yield Step("cache", index, _keep, ("k", "v"), cache)
         group = config.heads // config.kv_heads
@@ -207,8 +213,8 @@ def _enter(rows: jax.Array) -> jax.Array:
     return rows
 
 
-def _last(x: jax.Array) -> jax.Array:
-    return x[-1:]
+def _last(x: jax.Array, *, rows: int) -> jax.Array:
+    return x[-rows:]
 
 
 def _product(x: jax.Array, weight: jax.Array) -> jax.Array:
@@ -260,8 +266,10 @@ def _keep(k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
     return k, v
 
 
-def _extend(old_k: jax.Array, old_v: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return jnp.concatenate([old_k, k], axis=1), jnp.concatenate([old_v, v], axis=1)
+def _extend(
+    old_k: jax.Array, old_v: jax.Array, k: jax.Array, v: jax.Array, *, past: int
+) -> tuple[jax.Array, jax.Array]:
+    return jnp.concatenate([old_k[:, :past], k], axis=1), jnp.concatenate([old_v[:, :past], v], axis=1)
 
 
 def _by_query_head(x: jax.Array, group: int) -> jax.Array:
