@@ -44,6 +44,7 @@ class Protocol:
     warm_up: the first comparison and product of a session set up correlated randomness; do that before the prompt.
     offline: what the offline column holds.
     share_bytes: bytes a party keeps for one secret-shared number.
+    dealer: whether a third party, which is none of the roles, makes correlated randomness.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Protocol:
     warm_up: bool
     offline: str
     share_bytes: int
+    dealer: bool = False
 
 
 ABY3 = Protocol(
@@ -96,6 +98,30 @@ CHEETAH = Protocol(
     share_bytes=8,
 )
 
+SEMI2K = Protocol(
+    name="semi2k",
+    kind="SEMI2K",
+    roles=("model", "client"),
+    trust=TrustModel(
+        name="2PC with dealer, semi-honest",
+        parties=3,
+        assumption=(
+            "the dealer colludes with neither party and cannot read what they send each other; all follow the protocol"
+        ),
+        statement=(
+            "The model owner and the client compute on shares with correlated randomness from a dealer, who sees seeds "
+            "of masks and the sizes of arrays and no data. A dealer that colludes with a party, or that reads the link "
+            "between them, learns everything."
+        ),
+        secure=True,
+    ),
+    weights="cached",
+    warm_up=False,
+    offline="opening the masked weights, once a session; and everything between the dealer and the model owner",
+    share_bytes=8,
+    dealer=True,
+)
+
 SEMI2K_INSECURE = Protocol(
     name="semi2k-insecure",
     kind="SEMI2K",
@@ -116,16 +142,11 @@ SEMI2K_INSECURE = Protocol(
     share_bytes=8,
 )
 
-PROTOCOLS: dict[str, Protocol] = {each.name: each for each in (ABY3, CHEETAH, SEMI2K_INSECURE)}
+PROTOCOLS: dict[str, Protocol] = {each.name: each for each in (ABY3, CHEETAH, SEMI2K, SEMI2K_INSECURE)}
 
 
 def protocol_named(name: str) -> Protocol:
     """The protocol of that name. Raises AeroError naming the known ones."""
-    if name == "semi2k":
-        raise AeroError(
-            "Protocol semi2k needs a dealer of multiplication triples, which the engine's wheel does not bring; "
-            "use aby3 or cheetah, or semi2k-insecure for a cost study."
-        )
     if name not in PROTOCOLS:
         raise AeroError(f"Unknown protocol {name!r}: choose one of {', '.join(PROTOCOLS)}.")
     return PROTOCOLS[name]

@@ -1,0 +1,134 @@
+"""A party's own line to the dealer: is it there, has it the right key, is it still alive, what went over the wire.
+
+The engine talks to the dealer over connections of its own; this is beside them.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from aero.errors import AeroError
+from aero.private.dealer.access import DealerAccess
+from aero.private.traffic import Connection, connections
+
+SAMPLE_SECONDS = 5.0
+"""The engine closes a connection that was idle for 30 s; a count taken more often than that misses nothing."""
+
+
+class DealerLink:
+    """The line of the party that talks to the dealer."""
+
+    def __init__(self, access: DealerAccess) -> None:
+        self.access = access
+        self._watching: http.client.HTTPConnection | None = None
+        self._leaving = threading.Event()
+        self._counted: dict[tuple[int, int], Connection] = {}
+        self._counting = threading.Lock()
+
+    def connect(self, wait_seconds: float, lost: Callable[[], None]) -> None:
+        """Find the dealer, compare its key, and call ``lost`` from another thread when it is gone.
+
+        Raises AeroError if it does not answer within ``wait_seconds`` or has another key than the parties were given.
+        """
+        deadline = time.monotonic() + wait_seconds
+        while (told := self._told()) is None:
+            if time.monotonic() > deadline:
+                raise AeroError(
+                    f"The dealer ({self.access}) did not show up within {wait_seconds:g} s; start it with aero dealer, "
+                    "or allow more time with --wait."
+                )
+            time.sleep(0.1)
+        if told.get("public_key", "").split() != self.access.public_key.split():
+            raise AeroError(
+                f"The dealer ({self.access}) has another public key than the one given; ask its owner for the key."
+            )
+        self._watching = self._open()
+        self._watching.request("GET", "/watch")
+        response = self._watching.getresponse()
+        response.read(1)
+        threading.Thread(target=self._watch, args=(response, lost), daemon=True).start()
+        threading.Thread(target=self._sample, daemon=True).start()
+
+    def alive(self) -> bool:
+        """Whether the dealer answers."""
+        return self._told() is not None
+
+    def traffic(self) -> tuple[int, int] | None:
+        """Bytes that this process has sent to and received from the dealer so far, as the operating system counted.
+
+        The engine's connections alone; None where the operating system does not say.
+        """
+        return self._count()
+
+    def close(self) -> None:
+        """Stop watching."""
+        self._leaving.set()
+        if self._watching is not None and self._watching.sock is not None:
+            with suppress(OSError):
+                self._watching.sock.shutdown(socket.SHUT_RDWR)
+            self._watching.close()
+
+    def _open(self) -> http.client.HTTPConnection:
+        host, port = self.access.host, self.access.port
+        if self.access.authority is None:
+            return http.client.HTTPConnection(host, port, timeout=5.0)
+        return http.client.HTTPSConnection(
+            host, port, timeout=5.0, context=ssl.create_default_context(cafile=self.access.authority)
+        )
+
+    def _told(self) -> dict[str, Any] | None:
+        # Under the lock: this short connection must not be counted as one of the engine's.
+        with self._counting:
+            connection = self._open()
+            try:
+                connection.request("GET", "/")
+                told = json.loads(connection.getresponse().read())
+                return told if isinstance(told, dict) else {}
+            except ssl.SSLCertVerificationError as error:
+                raise AeroError(
+                    f"The dealer ({self.access}) shows no certificate that {self.access.authority} vouches for "
+                    f"({error.verify_message})."
+                ) from None
+            except (OSError, ValueError, http.client.HTTPException):
+                return None
+            finally:
+                connection.close()
+
+    def _watch(self, response: http.client.HTTPResponse, lost: Callable[[], None]) -> None:
+        assert self._watching is not None
+        line = self._watching.sock
+        if line is not None:
+            line.settimeout(None)
+            line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            line.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 5)
+            line.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
+            line.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4)
+        with suppress(OSError, ValueError, http.client.HTTPException):
+            response.read(1)
+        if not self._leaving.is_set():
+            lost()
+
+    def _sample(self) -> None:
+        while not self._leaving.wait(SAMPLE_SECONDS):
+            self._count()
+
+    def _count(self) -> tuple[int, int] | None:
+        with self._counting:
+            found = connections()
+            if found is None:
+                return None
+            own = self._watching.sock.getsockname()[1] if self._watching and self._watching.sock else None
+            for connection in found:
+                if connection.peer[1] == self.access.port and connection.port != own:
+                    # A port may be given anew, to a connection that starts at zero.
+                    self._counted[connection.inode, connection.port] = connection
+            counted = list(self._counted.values())
+        return sum(each.bytes_sent for each in counted), sum(each.bytes_received for each in counted)
