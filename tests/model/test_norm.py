@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from aero.config import LayerConfig, architecture
-from aero.model import Decoder, StaticNorm, set_static_blend, static_norms
+from aero.model import Decoder, StaticNorm, set_static_blend, static_deviation, static_norms
 from aero.model.norm import MOMENTUM, make_norm
 
 Static = Literal["static", "static_rms"]
@@ -43,21 +43,22 @@ def test_before_the_blend_it_is_the_ordinary_norm(kind: Static) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_constant_follows_in_training_and_only_then(kind: Static) -> None:
+def test_constant_follows_in_training_until_it_is_frozen(kind: Static) -> None:
     norm = static(kind)
     batches = [torch.randn(3, 5, 8, dtype=torch.float64) * scale for scale in (1.0, 2.0, 5.0)]
-    for x in batches:
+    logarithms = [inverse_sigma(kind, x).log().mean() for x in batches]
+    for index, (x, blend) in enumerate(zip(batches, (0.0, 0.0, 0.7), strict=True)):
+        norm.set_blend(blend)
         norm(x)
-    mean = torch.stack([inverse_sigma(kind, x).mean() for x in batches]).mean()
-    torch.testing.assert_close(norm.constant, mean)  # a plain mean of the first batches
+        mean = torch.stack(logarithms[: index + 1]).mean().exp()
+        torch.testing.assert_close(norm.constant, mean)  # a plain mean of the first batches
     norm.eval()
     norm(batches[0])
     torch.testing.assert_close(norm.constant, mean)
     norm.train()
-    for value in (0.01, 1.0):
-        norm.set_blend(value)
-        norm(batches[0])
-        torch.testing.assert_close(norm.constant, mean)
+    norm.set_blend(1.0)
+    norm(batches[0])
+    torch.testing.assert_close(norm.constant, mean)
 
 
 def test_constant_forgets_slowly_after_many_batches() -> None:
@@ -65,16 +66,16 @@ def test_constant_forgets_slowly_after_many_batches() -> None:
     x = torch.randn(3, 8, dtype=torch.float64)
     for _ in range(200):
         norm(x)
-    old = norm.constant.clone()
+    old = norm.constant.log()
     norm(10 * x)
-    new = inverse_sigma("static", 10 * x).mean()
-    torch.testing.assert_close(norm.constant, old + MOMENTUM * (new - old))
+    new = inverse_sigma("static", 10 * x).log().mean()
+    torch.testing.assert_close(norm.constant.log(), old + MOMENTUM * (new - old))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("blend", [0.3, 1.0])
 def test_blend_mixes_the_token_and_the_constant(kind: Static, blend: float) -> None:
-    norm = static(kind)
+    norm = static(kind).eval()
     with torch.no_grad():
         norm.weight.normal_()
         if norm.bias is not None:
@@ -82,16 +83,47 @@ def test_blend_mixes_the_token_and_the_constant(kind: Static, blend: float) -> N
         norm.constant.fill_(0.7)
     norm.set_blend(blend)
     x = torch.randn(4, 8, dtype=torch.float64)
-    scale = (1 - blend) * inverse_sigma(kind, x) + blend * 0.7
+    scale = inverse_sigma(kind, x) ** (1 - blend) * 0.7**blend
     centred = x - x.mean(-1, keepdim=True) if kind == "static" else x
     expected = centred * scale[:, None] * norm.weight + (0 if norm.bias is None else norm.bias)
     torch.testing.assert_close(norm(x), expected, rtol=1e-6, atol=1e-6)  # the blend itself is kept in single precision
 
 
+def test_a_token_far_from_the_others_leaves_a_blend_slowly() -> None:
+    norm = static("static").eval()
+    with torch.no_grad():
+        norm.constant.fill_(1.0)
+    norm.set_blend(0.01)
+    x = 1000 * functional.layer_norm(torch.randn(1, 8, dtype=torch.float64), (8,))
+    assert float(norm(x).detach().square().mean().sqrt()) == pytest.approx(1000**0.01, rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("blend", [0.0, 0.4, 1.0])
+def test_training_leaves_what_the_constant_misses_by(kind: Static, blend: float) -> None:
+    norm = static(kind)
+    for _ in range(3):
+        norm(torch.randn(4, 8, dtype=torch.float64))
+    norm.set_blend(blend)
+    x = torch.randn(4, 8, dtype=torch.float64, requires_grad=True)
+    norm(x)
+    ratio = norm.constant / inverse_sigma(kind, x)
+    expected = (ratio.square() - 1 - 2 * ratio.log()).mean() / 2
+    found = static_deviation(norm)
+    assert found is not None
+    torch.testing.assert_close(found, expected)
+    (gradient,) = torch.autograd.grad(found, x)
+    (wanted,) = torch.autograd.grad(expected, x)
+    torch.testing.assert_close(gradient, wanted)
+    assert static_deviation(norm) is None  # it is read once
+    norm.eval()(x)
+    assert static_deviation(norm) is None
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_frozen_norm_is_affine(kind: Static) -> None:
     norm = static(kind)
-    norm.set_blend(1.0)
+    norm.eval().set_blend(1.0)
     x, y = torch.randn(2, 8, dtype=torch.float64)
     torch.testing.assert_close(norm(3 * x - 2 * y), 3 * norm(x) - 2 * norm(y))
     huge = torch.full((8,), 1e200, dtype=torch.float64)

@@ -8,8 +8,9 @@ from dataclasses import replace
 
 import pytest
 
+from aero.eliminate.anneal import Ramp, StaticSchedule
 from aero.errors import AeroError
-from aero.train.recipes import RECIPES, StaticSchedule, demo_aero, demo_baseline, demo_softmax_only, named
+from aero.train.recipes import RECIPES, demo_aero, demo_baseline, demo_softmax_only, named
 
 
 def test_names() -> None:
@@ -35,19 +36,15 @@ def test_the_softmax_only_recipe_has_no_norm_at_all() -> None:
     assert all(layer.attention_norm == layer.feedforward_norm == "none" for layer in model.layers)
 
 
-def test_the_static_schedule() -> None:
-    schedule = StaticSchedule(start=0.25, end=0.75)
-    assert [schedule.blend(step, 8) for step in range(9)] == [0, 0, 0, 0.25, 0.5, 0.75, 1, 1, 1]
-    for start, end in ((0.0, 0.5), (0.5, 0.5), (0.6, 0.4), (0.5, 1.1)):
-        with pytest.raises(ValueError, match="static schedule"):
-            StaticSchedule(start=start, end=end)
-
-
 def test_contradictions_are_refused() -> None:
     with pytest.raises(AeroError, match="no schedule"):
         replace(demo_aero(), static=None)
     with pytest.raises(AeroError, match="none of them"):
         replace(demo_baseline(), static=StaticSchedule())
+    with pytest.raises(AeroError, match="bounds none"):
+        replace(demo_baseline(), bound=Ramp(start=0.0, end=0.1))
+    with pytest.raises(AeroError, match="none of it"):
+        replace(demo_baseline(), power=Ramp(start=0.0, end=0.1))
     with pytest.raises(AeroError, match="too few"):
         replace(demo_aero(), steps=2)
     with pytest.raises(AeroError, match="steps must be"):

@@ -10,19 +10,18 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
-from transformers import AutoModelForCausalLM, TrainerCallback
+from transformers import AutoModelForCausalLM
 
 from aero.config import LayerConfig, ModelConfig, architecture
+from aero.eliminate.anneal import StaticSchedule
 from aero.entropy import EntropyRegularizer, EntropyRegularizerConfig, attach
 from aero.errors import AeroError
-from aero.model import AeroConfig, AeroForCausalLM, set_static_blend, static_norms
-from aero.train.callbacks import StaticBlend
+from aero.model import AeroConfig, AeroForCausalLM, static_norms
 from aero.train.corpus import load_manifest
 from aero.train.entropy_trainer import REGULARIZER
 from aero.train.evaluate import evaluate_perplexity, spread
 from aero.train.loop import AeroTrainer, checkpoints, parameter_groups, training_arguments
-from aero.train.recipes import EntropySettings, Recipe, StaticSchedule
+from aero.train.recipes import EntropySettings, Recipe
 from aero.train.tokenizer import load_sequences, load_tokenizer
 from aero.train.trainer import load_result, train
 
@@ -109,17 +108,22 @@ def test_the_same_seed_gives_the_same_losses(aero_run: Path, corpus: Path, tmp_p
     assert other.losses != again.losses
 
 
-def test_the_blend_follows_the_schedule(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    blends: list[float] = []
+def test_the_model_follows_its_schedules(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[float, float]] = []
+    forward = AeroForCausalLM.forward
 
-    def record(model: nn.Module, value: float) -> int:
-        blends.append(value)
-        return set_static_blend(model, value)
+    def record(self: AeroForCausalLM, *args: Any, **kwargs: Any) -> Any:
+        if self.training:
+            norm = next(norm for _, norm in static_norms(self))
+            seen.append((float(norm.blend), self.deviation_strength))
+        return forward(self, *args, **kwargs)
 
-    monkeypatch.setattr("aero.train.callbacks.set_static_blend", record)
-    train(tiny("static+bilinear", static=StaticSchedule(start=0.25, end=0.75), steps=8), corpus, tmp_path / "run")
-    assert blends == [0, 0, 0, 0.25, 0.5, 0.75, 1, 1, 1]
-    assert isinstance(StaticBlend(StaticSchedule()), TrainerCallback)
+    monkeypatch.setattr(AeroForCausalLM, "forward", record)
+    schedule = StaticSchedule(start=0.25, end=0.75, deviation=0.2)
+    train(tiny("static+bilinear", static=schedule, steps=8), corpus, tmp_path / "run")
+    assert seen == [(blend, 0.2) for blend in (0, 0, 0, 0.25, 0.5, 0.75, 1, 1)]
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
+    assert {norm.phase for _, norm in static_norms(model)} == {"frozen"}
 
 
 def test_the_entropy_penalty_enters_the_loss_and_moves_thresholds(corpus: Path, tmp_path: Path) -> None:

@@ -109,6 +109,10 @@ class _Folding:
 
     def _layer(self, prefix: str, layer: Layer) -> None:
         attention, choice = layer.attention, layer.config
+        if attention.share is not None:
+            raise AeroError(
+                f"{prefix} still computes part of softmax; train to the end of its schedule before folding."
+            )
         size = attention.head_size
         read = self._read(f"{prefix}.attention_norm", layer.attention_norm)
         inverse = None if attention.temperature is None else 1 / _array(attention.temperature)
@@ -154,6 +158,8 @@ class _Folding:
             raise AeroError(f"{prefix} scales its residual stream by {beta:g}, which erases it; train the model again.")
         after = self.stream * beta
         branch, kind = layer.feedforward, layer.config.feedforward
+        if branch.origin is not None:
+            raise AeroError(f"{prefix} still computes part of {branch.origin}; train to the end of its schedule first.")
         if layer.dropped:
             self.stream = after
             return "none", "dropped"

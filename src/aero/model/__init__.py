@@ -8,7 +8,7 @@ from aero.model.huggingface import AeroConfig, AeroForCausalLM, AeroOutput
 from aero.model.importers import import_pretrained
 from aero.model.init import default_alpha, learning_rate_factors, undecayed
 from aero.model.load import load_pretrained
-from aero.model.norm import StaticNorm, set_static_blend, static_norms
+from aero.model.norm import StaticNorm, set_static_blend, static_deviation, static_norms
 
 __all__ = [
     "AeroConfig",
@@ -25,6 +25,7 @@ __all__ = [
     "learning_rate_factors",
     "load_pretrained",
     "set_static_blend",
+    "static_deviation",
     "static_norms",
     "undecayed",
 ]

@@ -45,6 +45,8 @@ class Attention(nn.Module):
         rate of 1e-3, a plain parameter would reach zero within ten steps.
     power_offset: [active heads], c of power attention, or None.
     active, uniform: numbers of the heads with logits and of those that average.
+    share: while power attention is annealed from softmax, the power's share of the output, a scalar in [0, 1), else
+        None. A schedule sets it (``anneal_power``); no checkpoint holds it.
     """
 
     log_temperature: nn.Parameter | None
@@ -73,11 +75,28 @@ class Attention(nn.Module):
         self.register_parameter("log_temperature", nn.Parameter(start) if tempered else None)
         offset = nn.Parameter(torch.full((len(self.active),), float(layer.power)))
         self.register_parameter("power_offset", offset if layer.attention == "power" and self.active else None)
+        self.share: Tensor | None = None
 
     @property
     def temperature(self) -> Tensor | None:
         """t, [active heads, T], positive; None where the layer has none."""
         return None if self.log_temperature is None else self.log_temperature.exp()
+
+    def anneal_power(self, share: float) -> None:
+        """Give ``share`` of the output to power attention and the rest to softmax of the same logits; 1 ends it.
+
+        Nothing in layers without power attention. Raises ValueError outside [0, 1].
+        """
+        if not 0.0 <= share <= 1.0:
+            raise ValueError(f"the share of power attention lies in [0, 1], not {share}")
+        if self.power_offset is None:
+            return
+        if share == 1.0:
+            self.share = None
+        elif self.share is None:
+            self.share = torch.full((), share, device=self.power_offset.device)
+        else:
+            self.share.fill_(share)
 
     def forward(
         self,
@@ -151,6 +170,9 @@ class Attention(nn.Module):
             y, entropy = power_attention(
                 q * scale, k, v, offset=self.power_offset, power=layer.power, with_entropy=with_entropy
             )
+            if self.share is not None:
+                share = self.share.to(y.dtype)
+                y = (1 - share) * _softmax_attention(q, k, v) + share * y
         elif with_entropy:
             # Imported here so that a model which never asks for entropies does not load the kernels behind them.
             from aero.entropy.attention import attention_with_entropy

@@ -3,20 +3,30 @@
 Every branch maps [..., d] to [..., d] and has the attributes ``input``, ``gate``, ``output``, ``fused`` (linears or
 None) and ``slope`` (a scalar parameter or None), so that what folds it reads one shape. ``Layer`` in ``decoder.py``
 adds its output to the residual stream and owns the output scaling.
+
+A branch may be on its way from another kind (``anneal_from``): hidden units are then (1 - s) of the other kind's and s
+of its own. From ReLU to a linear branch that is a leaky ReLU whose slope s rises to 1. At s = 1 nothing of it is left.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from aero.config import GATED, LayerConfig, ModelConfig
 from aero.config import FeedForward as Kind
-from aero.config import LayerConfig, ModelConfig
 
 
 class FeedForward(nn.Module):
-    """Base of all branches: the linears that a kind has, None for the rest."""
+    """Base of all branches: the linears that a kind has, None for the rest.
+
+    origin, share: the kind that the branch is annealed from and s, a scalar in [0, 1); both None once it is what its
+        own kind says. They are a schedule's, not the model's: no checkpoint holds them.
+    """
 
     input: nn.Linear | None
     gate: nn.Linear | None
@@ -29,6 +39,37 @@ class FeedForward(nn.Module):
         for name in ("input", "gate", "output", "fused"):
             self.register_module(name, None)
         self.register_parameter("slope", None)
+        self.origin: Kind | None = None
+        self.share: Tensor | None = None
+
+    def anneal_from(self, origin: Kind, share: float) -> None:
+        """Compute ``share`` of this kind and the rest of ``origin``; 1 ends it.
+
+        Raises ValueError for a share outside [0, 1], for kinds whose hidden units are not made of the same linears,
+        and for an origin with a parameter of its own.
+        """
+        if not 0.0 <= share <= 1.0:
+            raise ValueError(f"the share of an annealed branch lies in [0, 1], not {share}")
+        if origin not in ORIGINS or self.input is None or (origin in GATED and self.gate is None):
+            raise ValueError(f"a {type(self).__name__} branch cannot be annealed from {origin}")
+        if share == 1.0:
+            self.origin = self.share = None
+            return
+        if self.share is None:
+            self.share = torch.zeros((), device=self.input.weight.device)
+        # A tensor, because a Python number would make the compiler start anew at every step.
+        self.share.fill_(share)
+        self.origin = origin
+
+    def anneal(self, input: Tensor, gate: Tensor | None, own: Tensor) -> Tensor:
+        """Hidden units from ``own``, those of this kind, and what the linears gave; [..., ffn_width] all of them."""
+        if self.origin is None or self.share is None:
+            return own
+        before = ORIGINS[self.origin](input if gate is None or self.origin not in GATED else gate)
+        if gate is not None and self.origin in GATED:
+            before = before * input
+        share = self.share.to(own.dtype)
+        return (1 - share) * before + share * own
 
     def linears(self) -> list[nn.Linear]:
         """The branch's own linears."""
@@ -47,7 +88,8 @@ class _TwoLinears(FeedForward):
         """x [..., d] -> [..., d]."""
         assert self.input is not None
         assert self.output is not None
-        y: Tensor = self.output(self.activate(self.input(x)))
+        hidden = self.input(x)
+        y: Tensor = self.output(self.anneal(hidden, None, self.activate(hidden)))
         return y
 
     def activate(self, x: Tensor) -> Tensor:
@@ -126,7 +168,8 @@ class _Gated(FeedForward):
         assert self.input is not None
         assert self.gate is not None
         assert self.output is not None
-        y: Tensor = self.output(self.activate(self.gate(x)) * self.input(x))
+        hidden, gate = self.input(x), self.gate(x)
+        y: Tensor = self.output(self.anneal(hidden, gate, self.activate(gate) * hidden))
         return y
 
     def activate(self, x: Tensor) -> Tensor:
@@ -171,6 +214,14 @@ class Dropped(FeedForward):
         """Zeros of x's shape."""
         return torch.zeros_like(x)
 
+
+ORIGINS: dict[Kind, Callable[[Tensor], Tensor]] = {
+    "gelu": functional.gelu,
+    "gelu_tanh": partial(functional.gelu, approximate="tanh"),
+    "relu": functional.relu,
+    "silu_gated": functional.silu,
+}
+"""The functions that ``anneal_from`` starts from; of the gate where the kind has one."""
 
 FEEDFORWARDS: dict[Kind, type[FeedForward]] = {
     "gelu": Gelu,

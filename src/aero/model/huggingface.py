@@ -22,7 +22,7 @@ from aero.config import ModelConfig
 from aero.errors import AeroError
 from aero.model.decoder import Decoder
 from aero.model.logits import PENALTY_STRENGTH
-from aero.model.norm import sync_static
+from aero.model.norm import static_deviation, sync_static
 
 
 class AeroConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
@@ -114,7 +114,11 @@ class AeroOutput(CausalLMOutputWithPast):
 
 
 class AeroForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-untyped-call]
-    """``Decoder`` with a loss, generation, saving and loading."""
+    """``Decoder`` with a loss, generation, saving and loading.
+
+    logit_strength, deviation_strength: factors in the loss on ``DecoderOutput.logit_penalty`` and on the static norms'
+        ``static_deviation``. They act in training only; a schedule (``aero.eliminate.anneal``) may set them.
+    """
 
     config_class = AeroConfig
     base_model_prefix = "decoder"
@@ -124,6 +128,8 @@ class AeroForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-unty
     def __init__(self, config: AeroConfig) -> None:
         super().__init__(config)
         self.decoder = Decoder(config.model_config)
+        self.logit_strength = PENALTY_STRENGTH
+        self.deviation_strength = 0.0
         # Which names share a tensor depends on the choices (tied head, global slope), so it is found on the instance.
         self._tied_weights_keys = {f"decoder.{name}": f"decoder.{first}" for name, first in self.decoder.tied().items()}
         self._bounds_logits = any(layer.bounds_logits for layer in self.decoder.config.layers)
@@ -144,8 +150,9 @@ class AeroForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-unty
     ) -> AeroOutput | tuple[Any, ...]:
         """Logits, and the mean next-token cross-entropy in nats if ``labels`` are given.
 
-        In training the loss of a model that bounds its attention logits also holds ``PENALTY_STRENGTH`` times their
-        penalty; in evaluation it never does.
+        In training the loss of a model that bounds its attention logits also holds ``logit_strength`` times their
+        penalty, and that of one with static norms ``deviation_strength`` times their deviation; in evaluation it never
+        does.
 
         input_ids [B, T] or inputs_embeds [B, T, d]; labels [B, T], -100 where no loss is wanted, not shifted.
         attention_mask [B, T]: padding may only follow the text, where causal attention never sees it.
@@ -171,7 +178,11 @@ class AeroForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-unty
             wide = logits if logits.dtype == torch.float64 else logits.float()
             loss = functional.cross_entropy(wide, labels[:, 1:].flatten().to(wide.device))
             if penalised and out.logit_penalty is not None:
-                loss = loss + PENALTY_STRENGTH * out.logit_penalty.to(loss.dtype)
+                loss = loss + self.logit_strength * out.logit_penalty.to(loss.dtype)
+            if self.training and self.deviation_strength:
+                deviation = static_deviation(self.decoder)
+                if deviation is not None:
+                    loss = loss + self.deviation_strength * deviation.to(loss.dtype)
         result = AeroOutput(
             loss=loss,
             logits=out.logits,

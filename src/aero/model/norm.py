@@ -3,12 +3,22 @@
 Every norm maps [..., d] to [..., d] and has ``weight`` and ``bias`` ([d] or None): what folds it reads one shape.
 
 A static norm is an ordinary norm whose 1/sigma is taken away during training. With x centred (``static``) or as it is
-(``static_rms``), r = 1/sqrt(mean(x^2) + eps) per token, c the running mean of r over tokens, and b the blend:
+(``static_rms``), r = 1/sqrt(mean(x^2) + eps) per token, c the running geometric mean of r over tokens, and b the blend:
 
-    y = x * ((1 - b) * r + b * c) * weight + bias
+    y = x * r^(1 - b) * c^b * weight + bias
 
-At b = 0 it is the ordinary norm and c follows r; from the start of the blend c stands still; at b = 1 nothing is
-computed from x but its mean, and the whole norm is an affine map that folds into the next matrix.
+At b = 0 it is the ordinary norm; at b = 1 nothing is computed from x but its mean, and the whole norm is an affine map
+that folds into the next matrix. c follows r until then.
+
+Both means are geometric for a reason. A token whose sigma is a thousand times 1/c leaves the norm at (c sigma)^b, which
+a hundredth of the way is 1.07; the arithmetic blend makes it 11, the product of a bilinear branch 120, and the next
+norm sees that. And the arithmetic mean of 1/sigma is that of the smallest sigmas, those of the first steps among them.
+
+What remains is that nothing holds u = c sigma at 1 once the norm is a constant, and products grow with its square. In
+training every forward pass leaves ``deviation``, the mean over tokens of (u^2 - 1 - ln u^2) / 2, for the loss to hold
+small (``static_deviation``). It is ln(u)^2 near 1 and grows with u^2, as what it prevents does: a few tokens far out
+are enough for a divergence, and hardly move a mean of ln(u)^2. Inference computes nothing of the kind.
+docs/training.md shows what happens without.
 """
 
 from __future__ import annotations
@@ -23,7 +33,7 @@ from torch import Tensor, nn
 from aero.config import Norm
 
 MOMENTUM = 0.01
-"""Share of a new batch in the running mean of 1/sigma once a hundred batches have been seen; before, a plain mean."""
+"""Share of a new batch in the running mean of ln(1/sigma) after a hundred batches; before, a plain mean."""
 
 
 class LayerNorm(nn.LayerNorm):
@@ -65,9 +75,11 @@ class NoNorm(nn.Module):
 class StaticNorm(nn.Module):
     """A norm whose 1/sigma is blended to a constant; the formula is in the module's docstring.
 
-    constant: buffer, scalar; c, the running mean of 1/sigma.
+    constant: buffer, scalar; c, the running geometric mean of 1/sigma.
     blend: buffer, scalar in [0, 1]; b. Set it with ``set_static_blend``.
     updates: buffer, scalar; how many batches the running mean has seen.
+    deviation: scalar, mean over tokens of (u^2 - 1 - ln u^2) / 2, u = c sigma, in the latest forward pass in training,
+        part of its graph; None before, and once it was read.
     """
 
     constant: Tensor
@@ -87,20 +99,23 @@ class StaticNorm(nn.Module):
         # What the compiler branches on. A Python float would make it compile again at every step of the blend, and
         # branching on the buffer would break the graph: three words are three graphs.
         self.phase: Literal["ordinary", "blending", "frozen"] = "ordinary"
+        self.deviation: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [..., d] -> [..., d]. In training at blend 0 the running mean is updated."""
+        """x [..., d] -> [..., d]. In training the running mean is updated, below blend 1, and ``deviation`` left."""
         wide = x if x.dtype == torch.float64 else x.float()
         if self.centred:
             wide = wide - wide.mean(-1, keepdim=True)
-        if self.phase == "frozen":
+        if self.phase == "frozen" and not self.training:
             inverse: Tensor = self.constant
         else:
             inverse = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+            if self.training:
+                inverse = self._observed(inverse)
             if self.phase == "blending":
-                inverse = (1 - self.blend) * inverse + self.blend * self.constant
-            elif self.training:
-                self._follow(inverse)
+                inverse = inverse.pow(1 - self.blend) * self.constant.pow(self.blend)
+            elif self.phase == "frozen":
+                inverse = self.constant
         y = (wide * inverse).to(x.dtype) * self.weight
         return y if self.bias is None else y + self.bias
 
@@ -115,11 +130,18 @@ class StaticNorm(nn.Module):
         """Read the phase from the buffers, after something wrote them from outside (a checkpoint)."""
         self.phase = _phase(float(self.blend))
 
-    @torch.no_grad()
-    def _follow(self, inverse: Tensor) -> None:
-        self.updates.add_(1.0)
-        share = (1.0 / self.updates).clamp(min=MOMENTUM)
-        self.constant.add_(share * (inverse.mean() - self.constant))
+    def _observed(self, inverse: Tensor) -> Tensor:
+        """``inverse``, after the running mean has followed it and ``deviation`` has been measured."""
+        logarithm = inverse.log()
+        if self.phase != "frozen":
+            with torch.no_grad():
+                self.updates.add_(1.0)
+                share = (1.0 / self.updates).clamp(min=MOMENTUM)
+                last = self.constant.log()
+                self.constant.copy_((last + share * (logarithm.mean() - last)).exp())
+        off = 2 * (self.constant.log() - logarithm)
+        self.deviation = (off.exp() - 1 - off).mean() / 2
+        return inverse
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
@@ -154,6 +176,19 @@ def set_static_blend(module: nn.Module, value: float) -> int:
         norm.set_blend(value)
         count += 1
     return count
+
+
+def static_deviation(module: nn.Module) -> Tensor | None:
+    """Mean over the static norms in ``module`` of the deviation that each left, which is taken from it; a scalar.
+
+    None if there is none: no static norm, or no forward pass in training since the last call.
+    """
+    left: list[Tensor] = []
+    for _, norm in static_norms(module):
+        if norm.deviation is not None:
+            left.append(norm.deviation)
+            norm.deviation = None
+    return torch.stack(left).mean() if left else None
 
 
 def sync_static(module: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""What happens around a training step: the static norms follow their schedule, and people see how far the run is."""
+"""What happens around a training step: the model follows its schedules, and people see how far the run is."""
 
 # ruff: noqa: ARG002 - the library passes every callback the same arguments by name and position
 
@@ -7,29 +7,47 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import torch
+import torch.distributed as dist
 from rich.progress import Progress
+from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from aero.eliminate.anneal import Annealing
 from aero.entropy import EntropyRecord
-from aero.model import set_static_blend
-from aero.train.recipes import Recipe, StaticSchedule
+from aero.model import static_norms
+from aero.train.recipes import Recipe
 
 
-class StaticBlend(TrainerCallback):
-    """Sets the blend of the model's static norms before every step, and to its last value when training ends."""
+class Anneal(TrainerCallback):
+    """Sets the model to its schedules before every step, and to what they end at when training ends."""
 
-    def __init__(self, schedule: StaticSchedule) -> None:
-        self.schedule = schedule
+    def __init__(self, annealing: Annealing) -> None:
+        self.annealing = annealing
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        set_static_blend(kwargs["model"], self.schedule.blend(state.global_step, state.max_steps))
+        # Every process has seen other tokens, and a constant must be the same in all of them.
+        average_constants(kwargs["model"])
+        self.annealing.apply(kwargs["model"], state.global_step, state.max_steps)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        set_static_blend(kwargs["model"], self.schedule.blend(state.global_step, state.max_steps))
+        average_constants(kwargs["model"])
+        self.annealing.apply(kwargs["model"], state.global_step, state.max_steps)
+
+
+def average_constants(model: nn.Module) -> None:
+    """Give the static norms of all processes one constant: the geometric mean of theirs. One process: nothing."""
+    norms = [norm for _, norm in static_norms(model)]
+    if not norms or not (dist.is_available() and dist.is_initialized()):
+        return
+    logarithms = torch.stack([norm.constant for norm in norms]).log()
+    dist.all_reduce(logarithms)
+    for norm, value in zip(norms, (logarithms / dist.get_world_size()).exp(), strict=True):
+        norm.constant.copy_(value)
 
 
 class Report(TrainerCallback):

@@ -10,30 +10,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from aero.config import LayerConfig, ModelConfig, architecture
+from aero.eliminate.anneal import ActivationSchedule, Annealing, Ramp, StaticSchedule
 from aero.errors import AeroError
 
 Precision = Literal["fp32", "bf16"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class StaticSchedule:
-    """When static norms give up their 1/sigma: the blend is 0 before ``start``, 1 from ``end``, linear between.
-
-    start, end: shares of the training steps, 0 < start < end <= 1. Before ``start`` the constant is being estimated;
-        after ``end`` the model trains in the form in which it will be folded.
-    """
-
-    start: float = 0.35
-    end: float = 0.65
-
-    def __post_init__(self) -> None:
-        if not 0 < self.start < self.end <= 1:
-            raise ValueError(f"a static schedule needs 0 < start < end <= 1, not {self.start} and {self.end}")
-
-    def blend(self, step: int, steps: int) -> float:
-        """The blend for the step with this index (0 for the first) of ``steps``; in [0, 1]."""
-        place = step / steps
-        return min(1.0, max(0.0, (place - self.start) / (self.end - self.start)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,9 +51,11 @@ class Recipe:
     micro_batch: sequences that one process holds at a time; None for as many as fall to it.
     learning_rate: its peak, after a linear warm-up over the share ``warmup`` of the steps; then linear decay to 0.
     betas, epsilon, weight_decay: of AdamW; only matrices decay. clip: largest norm of the gradient.
-    static: schedule of the static norms, or None where the model has none.
+    static, activation, bound, power: schedules of what is taken away in training (``Annealing``), or None. Models with
+        static norms need the first.
     entropy: the entropy regulariser, or None.
     precision: ``bf16`` computes matrix products in bfloat16 and keeps weights in float32.
+    compile: compile the layers; one's code serves all that are alike.
     checkpoints: how many checkpoints a run writes on its way; the latest one is kept until the run ends.
     eval_sequences: held-out sequences of each split, evenly spread, for the final figures.
     seed: of the weights and of the order of the data.
@@ -92,8 +74,12 @@ class Recipe:
     warmup: float = 0.05
     clip: float = 1.0
     static: StaticSchedule | None = None
+    activation: ActivationSchedule | None = None
+    bound: Ramp | None = None
+    power: Ramp | None = None
     entropy: EntropySettings | None = None
     precision: Precision = "fp32"
+    compile: bool = False
     checkpoints: int = 4
     eval_sequences: int = 512
     seed: int = 0
@@ -104,14 +90,16 @@ class Recipe:
                 raise AeroError(f"{name} must be at least 1, not {getattr(self, name)}.")
         if self.checkpoints < 0:
             raise AeroError(f"checkpoints must not be negative, not {self.checkpoints}.")
-        norms = {norm for layer in self.model.layers for norm in (layer.attention_norm, layer.feedforward_norm)}
-        has_static = any(norm.startswith("static") for norm in norms | {self.model.final_norm})
-        if has_static and self.static is None:
-            raise AeroError(f"The recipe {self.name} has static norms and no schedule that makes them static.")
-        if not has_static and self.static is not None:
-            raise AeroError(f"The recipe {self.name} has a schedule for static norms and none of them.")
+        fault = self.annealing.fault(self.model)
+        if fault is not None:
+            raise AeroError(f"The recipe {self.name} {fault}.")
         if self.static is not None and self.static.start * self.steps < 1:
             raise AeroError(f"{self.steps} steps are too few for a schedule of static norms: one must precede it.")
+
+    @property
+    def annealing(self) -> Annealing:
+        """What the run takes away while it trains."""
+        return Annealing(static=self.static, activation=self.activation, bound=self.bound, power=self.power)
 
     @property
     def tokens(self) -> int:

@@ -109,7 +109,7 @@ def train(
 
     from aero.entropy import EarlyWarning
     from aero.model import AeroConfig, AeroForCausalLM
-    from aero.train.callbacks import Report, StaticBlend
+    from aero.train.callbacks import Anneal, Report
     from aero.train.loop import AeroTrainer, SequenceDataset, checkpoints, training_arguments
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -175,7 +175,7 @@ def train(
         on_warning=on_warning or "stop",
         train_dataset=SequenceDataset(sequences["train"]),
         processing_class=tokenizer,
-        callbacks=[StaticBlend(recipe.static)] if recipe.static else [],
+        callbacks=[Anneal(recipe.annealing)],
     )
     trainer.remove_callback(PrinterCallback)
     report = Report(progress if state.is_main_process else Progress(disable=True), recipe)
