@@ -53,7 +53,7 @@ def _scale(ring: Ring, x: Secret, factor: Public) -> Value:
         return Secret(data)
     if np.all(factor == -1.0):
         return Secret(ring.wrap(-data))
-    return Secret(ring.multiply(data, ring.encode(factor)), (data, np.asarray(factor)))
+    return Secret(ring.multiply(data, ring.encode(factor), public=True), (data, np.asarray(factor)))
 
 
 def _divide(ring: Ring, parameters: Any, inputs: Sequence[Value]) -> Value:

@@ -81,7 +81,7 @@ def tanh(ring: Ring, x: Tensor) -> Tensor:
     """A Chebyshev series of degree 17 on [-5, 5], constant beyond; within 5e-3."""
     edge = _constant(ring, TANH_EDGE, x)
     clipped = torch.minimum(torch.maximum(x, -edge), edge)
-    t = ring.multiply(_constant(ring, 1.0 / TANH_EDGE, x), clipped)
+    t = ring.multiply(clipped, _constant(ring, 1.0 / TANH_EDGE, x), public=True)
     y = ring.subtract(4 * ring.multiply(t, t), _constant(ring, 2.0, x))
     polynomials = [t, ring.multiply(t, ring.subtract(y, _constant(ring, 1.0, x)))]
     while len(polynomials) < len(TANH):

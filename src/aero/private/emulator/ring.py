@@ -13,13 +13,14 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-Truncation = Literal["probabilistic", "balanced", "local"]
+Truncation = Literal["probabilistic", "low", "local"]
 """How a product loses its lower bits.
 
 ``probabilistic``: rounds up with the probability of the remainder, so that the mean is exact: aby3 and semi2k.
-``balanced``: the remainder's borrow, then one unit up with probability 1/2: cheetah.
+``low``: rounds down with the probability of what is missing to the next unit, and up by one with probability 1/2, half
+a unit low in the mean: cheetah.
 ``local``: each of two parties shifts its own share, which costs nothing and fails by 2^(bits - shift) with probability
-|x| / 2^(bits - 1): the engine's ``trunc_allow_msb_error``.
+|x| / 2^bits: semi2k with the engine's ``trunc_allow_msb_error``.
 """
 
 MAX_FRACTION = 26
@@ -81,14 +82,19 @@ class Ring:
         """x - y in the ring."""
         return self.wrap(x - y)
 
-    def multiply(self, x: Tensor, y: Tensor) -> Tensor:
-        """The product of two numbers, elementwise, truncated."""
+    def multiply(self, x: Tensor, y: Tensor, *, public: bool = False) -> Tensor:
+        """The product of two numbers, elementwise, truncated. public: y is public.
+
+        Parties multiply their shares by a public number, so that these are multiples of it: 1/2 leaves shares with one
+        random bit below the unit, and rounds up more often than a product of secrets does.
+        """
         product = x * y
         if largest(x) * largest(y) >= 2.0**63:
             self._see(float((x.double() * y.double()).abs().max()))
         else:
             self._see(largest(product))
-        return self.truncate(self.wrap(product), self.fraction, seen=True)
+        grain = y & -y if public else None
+        return self.truncate(self.wrap(product), self.fraction, seen=True, grain=grain)
 
     def matmul(self, x: Tensor, y: Tensor) -> Tensor:
         """[..., M, K] times [..., K, N], truncated once after the sum."""
@@ -104,8 +110,11 @@ class Ring:
             self._see(largest(product))
         return self.wrap(product)
 
-    def truncate(self, x: Tensor, shift: int, *, seen: bool = False) -> Tensor:
-        """x / 2^shift with the engine's error of at most one unit, as long as |x| < ``limit``; beyond, its failure."""
+    def truncate(self, x: Tensor, shift: int, *, seen: bool = False, grain: Tensor | None = None) -> Tensor:
+        """x / 2^shift with the engine's error of about one unit, as long as |x| < ``limit``; beyond, its failure.
+
+        seen: x is already in ``peak``. grain: powers of two that the parties' shares of x are multiples of.
+        """
         size = largest(x)
         if not seen:
             self._see(size)
@@ -113,6 +122,8 @@ class Ring:
             return self._truncate_shares(x, shift)
         # Shares are uniform: subtracting one party's lower bits borrows with the probability of the remainder.
         low = torch.empty_like(x).random_(0, 1 << shift, generator=self._generator)
+        if grain is not None:
+            low &= -grain
         torch.sub(x, low, out=low)
         low >>= shift
         low += 1 if self.truncation == "probabilistic" else self._coin(x)
