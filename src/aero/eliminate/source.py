@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from aero.config import SHAPES, ModelConfig, spec
 from aero.eliminate.private_model import PrivateModel
 from aero.errors import AeroError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from aero.model.decoder import Decoder
 
 
 def is_spec(model: str) -> bool:
@@ -31,17 +37,29 @@ def describe(model: str) -> ModelConfig:
     return load_config(model)
 
 
-def folded(model: str, *, seed: int) -> PrivateModel:
+def folded(model: str, *, seed: int, text: NDArray[Any] | None = None) -> PrivateModel:
     """Load the folder ``model``, or draw random weights of a named shape from ``seed``, and fold.
 
-    Random weights of a static norm start at the end of its blend. Raises AeroError for a folder that cannot be read.
+    text: held-out token ids [N, T], on which the model's attention logits must stay within their bounds; None does not
+        look.
+    Random weights of a static norm start at the end of its blend. Raises AeroError for a folder that cannot be read and
+    for logits beyond their bound.
     """
+    decoder = _decoder(model, seed)
+    if text is not None:
+        from aero.eliminate.bounds import check_bounds
+
+        check_bounds(decoder, text)
     from aero.eliminate.fold import fold
 
+    return fold(decoder)
+
+
+def _decoder(model: str, seed: int) -> Decoder:
     if not is_spec(model):
         from aero.model.load import load_pretrained
 
-        return fold(load_pretrained(model).decoder)
+        return load_pretrained(model).decoder
     import torch
 
     from aero.model.decoder import Decoder
@@ -51,4 +69,4 @@ def folded(model: str, *, seed: int) -> PrivateModel:
         torch.manual_seed(seed)
         decoder = Decoder(describe(model))
     set_static_blend(decoder, 1.0)
-    return fold(decoder)
+    return decoder
