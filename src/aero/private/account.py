@@ -2,13 +2,14 @@
 
 *Bytes* is the sum over parties of bytes that the party handed to the link. *Rounds* is the largest number of messages
 that one party sent: an upper bound on the rounds that the messages depend on, exact where a party sends one message a
-round. *Seconds* is wall time; for an operator, the slowest party's.
+round. *Seconds* is wall time; for an operator, the slowest party's. *Offline bytes* go between a dealer and the
+parties, both ways: they do not depend on any secret, and are in no other column.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 
@@ -21,6 +22,7 @@ class PartyCost:
     bytes: int
     rounds: int
     seconds: float
+    offline_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -32,13 +34,14 @@ class OperatorCost:
     bytes: int
     rounds: int
     seconds: float
+    offline_bytes: int = 0
 
 
 @dataclass(frozen=True)
 class Account:
     """One phase of a private computation (a prefill, a generated token) over all parties.
 
-    total_bytes, rounds, seconds: sums over the operators; seconds is at most the wall time of the phase.
+    total_bytes, rounds, seconds, offline_bytes: sums over the operators; seconds is at most the wall time of the phase.
     """
 
     total_bytes: int
@@ -46,6 +49,7 @@ class Account:
     seconds: float
     bytes_by_party: tuple[int, ...]
     operators: tuple[OperatorCost, ...]
+    offline_bytes: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-ready values."""
@@ -59,13 +63,8 @@ class Account:
 
     def by_operator(self) -> dict[str, OperatorCost]:
         """Sums over the layers, in order of first appearance."""
-        table: dict[str, OperatorCost] = {}
-        for cost in self.operators:
-            old = table.get(cost.operator, OperatorCost(cost.operator, None, 0, 0, 0.0))
-            table[cost.operator] = OperatorCost(
-                cost.operator, None, old.bytes + cost.bytes, old.rounds + cost.rounds, old.seconds + cost.seconds
-            )
-        return table
+        merged = _merge(replace(cost, layer=None) for cost in self.operators)
+        return {cost.operator: cost for cost in merged}
 
 
 def combine(parties: Sequence[Sequence[PartyCost]]) -> Account:
@@ -85,6 +84,7 @@ def combine(parties: Sequence[Sequence[PartyCost]]) -> Account:
                 sum(step.bytes for step in steps),
                 max(step.rounds for step in steps),
                 max(step.seconds for step in steps),
+                sum(step.offline_bytes for step in steps),
             )
         )
     merged = _merge(operators)
@@ -94,6 +94,7 @@ def combine(parties: Sequence[Sequence[PartyCost]]) -> Account:
         seconds=sum(cost.seconds for cost in merged),
         bytes_by_party=tuple(sum(step.bytes for step in steps) for steps in parties),
         operators=tuple(merged),
+        offline_bytes=sum(cost.offline_bytes for cost in merged),
     )
 
 
@@ -106,6 +107,7 @@ def total(accounts: Sequence[Account]) -> Account:
         seconds=sum(account.seconds for account in accounts),
         bytes_by_party=tuple(sum(sent) for sent in zip(*(account.bytes_by_party for account in accounts), strict=True)),
         operators=tuple(merged),
+        offline_bytes=sum(account.offline_bytes for account in accounts),
     )
 
 
@@ -115,7 +117,12 @@ def mean(accounts: Sequence[Account], count: int | None = None) -> Account:
     count = len(accounts) if count is None else count
     operators = tuple(
         OperatorCost(
-            cost.operator, cost.layer, round(cost.bytes / count), round(cost.rounds / count), cost.seconds / count
+            cost.operator,
+            cost.layer,
+            round(cost.bytes / count),
+            round(cost.rounds / count),
+            cost.seconds / count,
+            round(cost.offline_bytes / count),
         )
         for cost in whole.operators
     )
@@ -125,6 +132,7 @@ def mean(accounts: Sequence[Account], count: int | None = None) -> Account:
         seconds=whole.seconds / count,
         bytes_by_party=tuple(round(sent / count) for sent in whole.bytes_by_party),
         operators=operators,
+        offline_bytes=round(whole.offline_bytes / count),
     )
 
 
@@ -134,6 +142,11 @@ def _merge(costs: Iterable[OperatorCost]) -> list[OperatorCost]:
     for cost in costs:
         old = table.get((cost.operator, cost.layer), OperatorCost(cost.operator, cost.layer, 0, 0, 0.0))
         table[cost.operator, cost.layer] = OperatorCost(
-            cost.operator, cost.layer, old.bytes + cost.bytes, old.rounds + cost.rounds, old.seconds + cost.seconds
+            cost.operator,
+            cost.layer,
+            old.bytes + cost.bytes,
+            old.rounds + cost.rounds,
+            old.seconds + cost.seconds,
+            old.offline_bytes + cost.offline_bytes,
         )
     return list(table.values())

@@ -55,7 +55,9 @@ def document(
         "warning": None if result.protocol.trust.secure else result.protocol.trust.statement,
         **online,
         "offline": {
-            "bytes": result.setup.total_bytes,
+            "bytes": result.setup.total_bytes + result.setup.offline_bytes + online["offline_bytes"],
+            "setup_bytes": result.setup.total_bytes,
+            "dealer": dealer(result),
             "rounds": result.setup.rounds,
             "seconds": result.setup.seconds,
             "statement": result.protocol.offline,
@@ -106,4 +108,24 @@ def speculation(result: PrivateResult) -> dict[str, Any]:
         "accepted": accepted,
         "accepted_share": accepted / result.drafted,
         "tokens_per_pass": (len(result.answer) - 1) / len(result.tokens),
+    }
+
+
+def dealer(result: PrivateResult) -> dict[str, Any] | None:
+    """The dealer's part of the offline column; None for a protocol without one.
+
+    requests counts the answer's phases and set-up alike: each is a round trip between the dealer and one party.
+    """
+    if result.dealer is None:
+        return None
+    return {
+        "setup_bytes": result.setup.offline_bytes,
+        "answer_bytes": total([result.prefill, *result.tokens, result.ending]).offline_bytes,
+        "requests": sum(served["requests"] for served in result.dealer.values()),
+        "seconds": sum(served["seconds"] for served in result.dealer.values()),
+        "by_method": result.dealer,
+        "statement": (
+            "bytes between the dealer and the model owner, both ways, as the operating system counted them; the engine "
+            "asks for them when an operator needs them, so that their time is in the online seconds"
+        ),
     }

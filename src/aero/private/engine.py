@@ -28,6 +28,7 @@ from spu.experimental import make_cached_var
 from spu.utils import frontend
 
 from aero.private.account import PartyCost
+from aero.private.dealer.access import DealerAccess
 from aero.private.program import Step, freed
 from aero.private.protocols import CLIENT, MODEL, Protocol
 
@@ -51,10 +52,20 @@ class Engine:
 
     Connects at once; the caller makes sure that the other parties are there. Not to be made twice in one process.
     The matrix products' own threads are bounded by OMP_THREAD_LIMIT, which counts before this file is imported.
+
+    dealer: the dealer of a protocol that has one. dealt: bytes so far between this party and the dealer.
     """
 
     def __init__(
-        self, protocol: Protocol, rank: int, addresses: Sequence[str], threads: int, *, connect_seconds: float
+        self,
+        protocol: Protocol,
+        rank: int,
+        addresses: Sequence[str],
+        threads: int,
+        *,
+        connect_seconds: float,
+        dealer: DealerAccess | None = None,
+        dealt: Callable[[], int] = int,
     ) -> None:
         # One platform, and before anything is traced: the tracer must not look for accelerators.
         os.environ["JAX_PLATFORMS"] = "cpu"
@@ -68,13 +79,14 @@ class Engine:
         options.max_log_file_size = 2**62
         libspu.logging.setup_logging(options)
         self._link = _connect(rank, addresses, connect_seconds)
-        config = runtime_config(protocol, threads)
+        config = runtime_config(protocol, threads, dealer)
         self._runtime = spu.Runtime(self._link, config)
         self._io = spu.Io(self.world, config)
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._compiled: dict[_Key, tuple[bytes, tuple[tuple[int, ...], ...]]] = {}
         self._costs: list[PartyCost] = []
         self._sent = self._messages = 0
+        self._dealt = dealt
 
     def enter(self, name: str, shape: tuple[int, ...], owner: int, value: NDArray[Any] | None) -> None:
         """Make ``name`` a secret of the party ``owner``, who alone gives its value. Nothing is sent.
@@ -127,11 +139,13 @@ class Engine:
             if before is not None:
                 before(step)
             executable, shapes = self._compile(step)
+            dealt = self._dealt()
             started = perf_counter()
             self._runtime.run(executable)
             seconds = perf_counter() - started
             sent, messages = self._link_counts()
-            self._costs.append(PartyCost(step.operator, step.layer, sent, messages, seconds))
+            dealt = self._dealt() - dealt
+            self._costs.append(PartyCost(step.operator, step.layer, sent, messages, seconds, dealt))
             self._shapes.update(zip(step.outputs, shapes, strict=True))
             for name in dead:
                 self.delete(name)
@@ -283,12 +297,18 @@ def _connect(rank: int, addresses: Sequence[str], connect_seconds: float) -> Any
     return libspu.link.create_brpc(description, rank)
 
 
-def runtime_config(protocol: Protocol, threads: int) -> libspu.RuntimeConfig:
-    """The engine's settings for a protocol: ring, fraction bits, accounting."""
+def runtime_config(protocol: Protocol, threads: int, dealer: DealerAccess | None = None) -> libspu.RuntimeConfig:
+    """The engine's settings for a protocol: ring, fraction bits, accounting, and its dealer where it has one."""
     kind = getattr(libspu.ProtocolKind, protocol.kind)
     config = libspu.RuntimeConfig(kind, libspu.FieldType.FM64, FRACTION_BITS)
     config.enable_pphlo_profile = True
     # A secret that lies with one party stays there until a step needs it; ``enter`` relies on it.
     config.experimental_enable_colocated_optimization = True
     config.max_concurrency = threads
+    if protocol.dealer:
+        if dealer is None:
+            raise ValueError(f"protocol {protocol.name} needs a dealer")
+        config.beaver_type = libspu.RuntimeConfig.BeaverType.TrustedThirdParty
+        if not config.ParseFromString(config.SerializeToString() + dealer.settings(MODEL)):
+            raise ValueError("the engine does not read the dealer's settings")
     return config

@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 
 from aero.errors import AeroError
 from aero.private.account import Account, PartyCost, combine
+from aero.private.dealer.process import DealerProcess
 from aero.private.messages import Address, Choice, Event, PartyJob, Request
 from aero.private.network.emulation import Emulation
 from aero.private.network.link import Network
 from aero.private.processes import Processes
-from aero.private.protocols import CLIENT, Protocol
+from aero.private.protocols import CLIENT, Protocol, protocol_named
 from aero.private.watch import free_ports
 
 Draft = Callable[[Sequence[int], int], Sequence[int]]
@@ -40,6 +41,8 @@ class PrivateResult:
     system_bytes: what the operating system counted on each party's connections since the session's start, or None where
         it does not say.
     counted_bytes, counted_messages: what the account has for the same connections, offline phase and all.
+    dealer: by method of the protocol's dealer, what it served since the session's start: requests, bytes_in and
+        bytes_out of their bodies, seconds of computing. None where the protocol has none.
     network: the emulated network as it was measured, or None for the loopback interface as it is.
     """
 
@@ -58,6 +61,7 @@ class PrivateResult:
     system_bytes: list[int] | None
     counted_bytes: list[int]
     counted_messages: list[int]
+    dealer: dict[str, dict[str, Any]] | None = None
     network: dict[str, Any] | None = None
 
 
@@ -96,6 +100,7 @@ class PrivateSession:
     ) -> None:
         self.on_event = on_event
         self._emulation = None if network is None else Emulation(network, job.parties)
+        self._dealer: DealerProcess | None = None
         jobs = [replace(job, rank=rank, model=model if rank == 0 else None) for rank in range(len(job.parties))]
         if self._emulation is not None:
             jobs = [replace(each, parties=self._emulation.seen_by(each.rank)) for each in jobs]
@@ -107,9 +112,12 @@ class PrivateSession:
         self._system: list[int | None] = [None for _ in jobs]
         self._counted = [[0, 0] for _ in jobs]
         try:
+            if protocol_named(job.protocol).dealer:
+                self._dealer = DealerProcess()
+                jobs = [replace(each, dealer=self._dealer.access) for each in jobs]
             self._processes = Processes(jobs)
         except BaseException:
-            self._end_network()
+            self._end_others()
             raise
         self.protocol = self._processes.protocol
         self._waiting = set(range(len(jobs)))
@@ -267,15 +275,18 @@ class PrivateSession:
             system_bytes=known if len(known) == len(self._system) else None,
             counted_bytes=[counted[0] for counted in self._counted],
             counted_messages=[counted[1] for counted in self._counted],
+            dealer=None if self._dealer is None else self._dealer.served(),
         )
 
     def _abandon(self) -> None:
         if self._open:
             self._open = False
             self._processes.stop()
-            self._end_network()
+            self._end_others()
 
-    def _end_network(self) -> None:
+    def _end_others(self) -> None:
+        if self._dealer is not None:
+            self._dealer.stop()
         if self._emulation is not None:
             self.network = self._emulation.close()
 

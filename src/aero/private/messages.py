@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from aero.config import GeluForm
 from aero.errors import AeroError
+from aero.private.dealer.access import DealerAccess
 from aero.private.protocols import Role
 
 EmbeddingMode = Literal["private", "client"]
@@ -44,6 +45,7 @@ class PartyJob:
     model: the model owner's folder or SHAPE:ROW; weight_seed draws the weights of a SHAPE:ROW. None elsewhere.
     gelu: how GELU is computed; the model owner's choice counts, and it tells the others. Public.
     prefix: tokens that the model owner puts before every prompt. Public: the owner tells the others.
+    dealer: the dealer of a protocol that has one.
     folder: where the party may put files, which its launcher removes; None: a folder of its own.
     attended: the launcher holds the other end of standard input, and the party ends when it closes.
     """
@@ -57,6 +59,7 @@ class PartyJob:
     model: str | None = None
     weight_seed: int = 0
     prefix: tuple[int, ...] = ()
+    dealer: DealerAccess | None = None
     folder: str | None = None
     attended: bool = True
 
@@ -81,6 +84,7 @@ class PartyJob:
             values = json.loads(text)
             values["parties"] = tuple(Address(**each) for each in values["parties"])
             values["prefix"] = tuple(values["prefix"])
+            values["dealer"] = None if values["dealer"] is None else DealerAccess(**values["dealer"])
             return cls(**values)
         except (ValueError, KeyError, TypeError):
             raise AeroError("A party's job is not a readable document; start parties with aero private.") from None

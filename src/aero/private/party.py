@@ -38,8 +38,8 @@ def main() -> None:
         sys.stdout.flush()
         os._exit(code)
 
-    def lost(rank: int, message: str) -> None:
-        emit({"kind": "error", "lost": rank, "message": message})
+    def lost(rank: int | None, message: str) -> None:
+        emit({"kind": "error", "message": message} | ({} if rank is None else {"lost": rank}))
         leave(2)
 
     try:
@@ -59,7 +59,10 @@ def main() -> None:
         # A traceback or the engine's own text could quote values: only the place and the kind of error are told.
         at = "the start" if session is None else session.at
         who = "" if session is None else f" of party {session.role}"
-        emit({"kind": "error", "message": f"The engine{who} failed at {at} ({type(error).__name__}); run it again."})
+        dealer = None if session is None else session.dealer
+        message = None if dealer is None else dealer.blamed(error, at)
+        message = message or f"The engine{who} failed at {at} ({type(error).__name__}); run it again."
+        emit({"kind": "error", "message": message})
         leave(2)
     leave(0)
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from aero.eliminate.private_model import PrivateConfig, PrivateModel
 from aero.errors import AeroError
 from aero.private.client import Client
+from aero.private.dealer.link import DealerLink
 from aero.private.engine import Engine
 from aero.private.inbox import Inbox
 from aero.private.messages import Event, PartyJob, role_of
@@ -49,7 +50,11 @@ class Session:
     """
 
     def __init__(
-        self, job: PartyJob, inbox: Inbox | None, emit: Callable[[Event], None], lost: Callable[[int, str], None]
+        self,
+        job: PartyJob,
+        inbox: Inbox | None,
+        emit: Callable[[Event], None],
+        lost: Callable[[int | None, str], None],
     ) -> None:
         self.job, self.inbox, self.emit = job, inbox, emit
         self.protocol: Protocol = protocol_named(job.protocol)
@@ -59,14 +64,29 @@ class Session:
         self._tables: dict[str, NDArray[np.float64]] = {}
         self._end = lost
         self.watch = Watch(job.rank, job.parties, self.protocol.roles, self._lost)
+        # The model's party alone talks to the dealer, and passes it the others' encrypted seeds.
+        talks = job.dealer is not None and job.rank == MODEL
+        self.dealer: DealerLink | None = DealerLink(job.dealer) if job.dealer is not None and talks else None
 
     def run(self) -> None:
         """Everything. Raises AeroError for what the user can mend."""
         job = self.job
         model = self._load() if self.role == "model" else None
+        if self.protocol.dealer and job.dealer is None:
+            raise AeroError(f"Protocol {job.protocol} needs a dealer: name it with --dealer and --dealer-key.")
+        if self.dealer is not None:
+            self.dealer.connect(job.wait_seconds, self._lost_dealer)
         self.watch.connect(job.wait_seconds)
         addresses = [str(address) for address in job.parties]
-        self.engine = Engine(self.protocol, job.rank, addresses, job.threads, connect_seconds=job.wait_seconds)
+        self.engine = Engine(
+            self.protocol,
+            job.rank,
+            addresses,
+            job.threads,
+            connect_seconds=job.wait_seconds,
+            dealer=job.dealer,
+            dealt=int if self.dealer is None else self.dealer.total,
+        )
         self.agreed = self._agree(model)
         self._enter_weights(model)
         del model
@@ -80,6 +100,8 @@ class Session:
         self.at = "saying goodbye"
         self.engine.barrier()
         self.engine.close()
+        if self.dealer is not None:
+            self.dealer.close()
         # Last: whoever leaves while another one's final message is unanswered makes that one fail.
         self.watch.close()
 
@@ -102,9 +124,12 @@ class Session:
                 "gelu": self.job.gelu,
                 "rotation": None if rotation is None else base64.b64encode(rotation.tobytes()).decode(),
                 "prefix": self.job.prefix,
+                "dealer": None if self.job.dealer is None else self.job.dealer.public_key,
             }
             data = json.dumps(public).encode()
         public = json.loads(self.engine.tell_all("public facts", MODEL, data))
+        if self.job.dealer is not None and public["dealer"] != self.job.dealer.public_key:
+            raise AeroError("The parties were given different public keys of the dealer; ask its owner for the key.")
         config = PrivateConfig.from_dict(public["config"])
         table = None
         if public["rotation"] is not None:
@@ -217,7 +242,8 @@ class Session:
             self.emit({"kind": "step", "done": done})
 
     def _costs(self, phase: str) -> None:
-        counted = tcp_traffic(without_ports=self.watch.ports())
+        dealer = None if self.job.dealer is None else self.job.dealer.port
+        counted = tcp_traffic(without_ports=self.watch.ports(), without_peer=dealer)
         costs = [asdict(cost) for cost in self.engine.take_costs()]
         system = None if counted is None else counted.bytes_sent
         self.emit({"kind": "costs", "phase": phase, "costs": costs, "system": system})
@@ -225,6 +251,10 @@ class Session:
     def _lost(self, rank: int) -> None:
         name, address = self.protocol.roles[rank], self.job.parties[rank]
         self._end(rank, f"Party {name} ({address}) is gone; the run ended at {self.at}. Start all parties again.")
+
+    def _lost_dealer(self) -> None:
+        assert self.dealer is not None
+        self._end(None, self.dealer.gone(self.at))
 
 
 def check_tokens(tokens: tuple[int, ...], config: PrivateConfig, name: str) -> None:

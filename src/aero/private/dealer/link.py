@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import socket
 import ssl
 import threading
@@ -17,7 +18,9 @@ from typing import Any
 
 from aero.errors import AeroError
 from aero.private.dealer.access import DealerAccess
-from aero.private.traffic import Connection, connections
+from aero.private.traffic import connections
+
+_REFUSAL = re.compile(r"server side error code \w+, msg ([^\n]*)")
 
 SAMPLE_SECONDS = 5.0
 """The engine closes a connection that was idle for 30 s; a count taken more often than that misses nothing."""
@@ -30,7 +33,7 @@ class DealerLink:
         self.access = access
         self._watching: http.client.HTTPConnection | None = None
         self._leaving = threading.Event()
-        self._counted: dict[tuple[int, int], Connection] = {}
+        self._counted: dict[int, int] = {}
         self._counting = threading.Lock()
 
     def connect(self, wait_seconds: float, lost: Callable[[], None]) -> None:
@@ -38,6 +41,8 @@ class DealerLink:
 
         Raises AeroError if it does not answer within ``wait_seconds`` or has another key than the parties were given.
         """
+        if connections() is None:
+            raise AeroError("This system does not count what goes to a dealer; the account needs Linux 4.19 or newer.")
         deadline = time.monotonic() + wait_seconds
         while (told := self._told()) is None:
             if time.monotonic() > deadline:
@@ -57,16 +62,26 @@ class DealerLink:
         threading.Thread(target=self._watch, args=(response, lost), daemon=True).start()
         threading.Thread(target=self._sample, daemon=True).start()
 
-    def alive(self) -> bool:
-        """Whether the dealer answers."""
-        return self._told() is not None
+    def total(self) -> int:
+        """Bytes that the engine has sent to the dealer and received from it so far, as the operating system counted."""
+        with self._counting:
+            own = self._watching.sock.getsockname()[1] if self._watching and self._watching.sock else None
+            for connection in connections() or []:
+                if connection.peer[1] == self.access.port and connection.port != own:
+                    # A port may be given anew, to a connection that starts at zero; a socket's number is not.
+                    self._counted[connection.inode] = connection.bytes_sent + connection.bytes_received
+            return sum(self._counted.values())
 
-    def traffic(self) -> tuple[int, int] | None:
-        """Bytes that this process has sent to and received from the dealer so far, as the operating system counted.
+    def gone(self, at: str) -> str:
+        """What to tell people when the dealer is gone and the run was ``at`` that point."""
+        return f"The dealer ({self.access}) is gone; the run ended at {at}. Start it and all parties again."
 
-        The engine's connections alone; None where the operating system does not say.
-        """
-        return self._count()
+    def blamed(self, error: Exception, at: str) -> str | None:
+        """What to tell people if the dealer is the cause of the engine's ``error``; None if it is not."""
+        if self._told() is None:
+            return self.gone(at)
+        refusal = _REFUSAL.search(str(error))
+        return None if refusal is None else f"The dealer refused what {at} needs: {refusal[1]}."
 
     def close(self) -> None:
         """Stop watching."""
@@ -118,17 +133,4 @@ class DealerLink:
 
     def _sample(self) -> None:
         while not self._leaving.wait(SAMPLE_SECONDS):
-            self._count()
-
-    def _count(self) -> tuple[int, int] | None:
-        with self._counting:
-            found = connections()
-            if found is None:
-                return None
-            own = self._watching.sock.getsockname()[1] if self._watching and self._watching.sock else None
-            for connection in found:
-                if connection.peer[1] == self.access.port and connection.port != own:
-                    # A port may be given anew, to a connection that starts at zero.
-                    self._counted[connection.inode, connection.port] = connection
-            counted = list(self._counted.values())
-        return sum(each.bytes_sent for each in counted), sum(each.bytes_received for each in counted)
+            self.total()

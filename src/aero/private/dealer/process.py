@@ -40,9 +40,15 @@ class DealerProcess:
         return self._process.pid
 
     def served(self) -> dict[str, dict[str, Any]]:
-        """By method: requests, bytes_in and bytes_out of their bodies, seconds of computing."""
-        with urllib.request.urlopen(f"http://{self.access}/", timeout=10) as answer:
-            served: dict[str, dict[str, Any]] = json.load(answer)["served"]
+        """By method: requests, bytes_in and bytes_out of their bodies, seconds of computing.
+
+        Raises AeroError if the dealer does not answer.
+        """
+        try:
+            with urllib.request.urlopen(f"http://{self.access}/", timeout=10) as answer:
+                served: dict[str, dict[str, Any]] = json.load(answer)["served"]
+        except OSError:
+            raise AeroError(f"The dealer ({self.access}) is gone; start again.") from None
         return served
 
     def stop(self) -> None:
