@@ -7,7 +7,7 @@ import sys
 import typer
 
 from aero import __version__
-from aero.cli import corpus, demo, entropy, private, train
+from aero.cli import ask, corpus, demo, entropy, party, private, serve, train
 from aero.errors import AeroError
 
 root = typer.Typer(
@@ -31,6 +31,10 @@ root.command("train")(train.command)
 root.command("entropy")(entropy.command)
 root.add_typer(private.app, name="private")
 root.command("demo")(demo.command)
+root.command("serve")(serve.command)
+root.command("ask")(ask.ask)
+root.command("chat")(ask.chat)
+root.add_typer(party.app, name="party")
 
 
 def _print_version(wanted: bool) -> None:

@@ -21,6 +21,10 @@ from aero.private.messages import Event, PartyJob
 from aero.private.protocols import Protocol, protocol_named
 
 
+class PartyGoneError(AeroError):
+    """A party noticed that another one is gone, and nothing is known here of why."""
+
+
 class Processes:
     """One process a job, each with a folder of its own that goes with it."""
 
@@ -78,7 +82,7 @@ class Processes:
             elif event["kind"] == "done":
                 self._done.add(index)
             elif event["kind"] == "error":
-                raise AeroError(self._cause(index, event))
+                raise self._cause(index, event)
             else:
                 return index, event
 
@@ -116,20 +120,20 @@ class Processes:
         process.wait()
         self._events.put((index, None))
 
-    def _cause(self, index: int, event: Event) -> str:
-        """The message of the party that failed first: a party that lost another one is not the cause."""
+    def _cause(self, index: int, event: Event) -> AeroError:
+        """The error of the party that failed first: a party that lost another one is not the cause."""
         lost = event.get("lost")
         while lost is not None:
             try:
                 other, later = self._events.get(timeout=2.0)
             except queue.Empty:
                 break
-            if later is None and other == lost:
+            if later is None and self.jobs[other].rank == lost:
                 role = self.protocol.roles[self.jobs[index].rank]
-                return f"{self._died(lost)} Party {role} noticed it and ended the run."
+                return AeroError(f"{self._died(other)} Party {role} noticed it and ended the run.")
             if later is not None and later["kind"] == "error" and "lost" not in later:
-                return str(later["message"])
-        return str(event["message"])
+                return AeroError(str(later["message"]))
+        return (AeroError if lost is None else PartyGoneError)(str(event["message"]))
 
     def _died(self, index: int) -> str:
         code = self._processes[index].wait()

@@ -1,0 +1,83 @@
+"""A server as a process: it listens until it is told to stop, and takes its configuration anew when asked.
+
+SIGTERM and SIGINT drain: running requests get their time. A second one ends at once. SIGHUP reloads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import resource
+import signal
+import sys
+import time
+
+from aero.serve.server import Server
+
+_STANDARD = set(vars(logging.makeLogRecord({})))
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line: time, level, event, and what the event brings."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        line = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created)),
+            "level": record.levelname.lower(),
+            "event": record.getMessage(),
+        }
+        line.update({key: value for key, value in vars(record).items() if key not in _STANDARD and key != "message"})
+        if record.exc_info and record.exc_info[0] is not None:
+            # The kind alone: a traceback's text could quote a value.
+            line["exception"] = record.exc_info[0].__name__
+        return json.dumps(line, default=str)
+
+
+def start_log() -> None:
+    """Structured log on the error stream. Nothing in it is a secret: events, sessions' numbers, addresses, reasons."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines())
+    for name in ("aero.serve", "asyncio"):
+        logger = logging.getLogger(name)
+        logger.handlers = [handler]
+        logger.propagate = False
+    logging.getLogger("aero.serve").setLevel(logging.INFO)
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
+
+
+async def serve(server: Server) -> None:
+    """Run until a signal ends it."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+
+    def told_to_stop() -> None:
+        if stop.is_set():
+            # Parties notice that this process is gone and end.
+            os._exit(1)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, told_to_stop)
+    reloading: set[asyncio.Future[None]] = set()
+
+    def told_to_reload() -> None:
+        task = asyncio.ensure_future(server.reload())
+        reloading.add(task)
+        task.add_done_callback(reloading.discard)
+
+    loop.add_signal_handler(signal.SIGHUP, told_to_reload)
+    await server.start()
+    if server.settings.metrics is not None:
+        server.metrics.serve(server.settings.metrics)
+    await stop.wait()
+    await server.drain()
+
+
+def run(server: Server) -> None:
+    """``serve`` in a fresh event loop, without core dumps: they would hold what passes through."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    start_log()
+    asyncio.run(serve(server))

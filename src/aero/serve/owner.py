@@ -1,0 +1,125 @@
+"""The model owner's server: it gives sessions to clients, within stated memory, and asks the helper to join each."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from aero.eliminate.source import describe
+from aero.errors import AeroError
+from aero.private.memory import estimate
+from aero.private.messages import PartyJob
+from aero.private.protocols import protocol_named
+from aero.serve import handshake
+from aero.serve.certificates import Certificate, load
+from aero.serve.frames import Hello, Plan
+from aero.serve.hosted import Hosted
+from aero.serve.link import Link
+from aero.serve.metrics import Metrics
+from aero.serve.server import Server
+from aero.serve.settings import HelperSettings, ModelSettings, Peer, address
+from aero.serve.tls import client_context, connect
+from aero.serve.tunnel import Pair
+
+HELPER = 2
+
+
+class ModelServer(Server):
+    """``model``: folder or SHAPE:ROW; ``seed`` draws the weights of the latter.
+
+    Raises AeroError if the configuration, the certificates or the model cannot be used.
+    """
+
+    settings: ModelSettings
+
+    def __init__(self, model: str, path: Path, metrics: Metrics, *, seed: int = 0) -> None:
+        super().__init__(path, ModelSettings, metrics)
+        self.model, self.seed = model, seed
+        settings = self.settings
+        config = describe(model)
+        self.plan = handshake.plan_of(model, config, seed, settings.protocol, settings.embedding, settings.gelu)
+        protocol = protocol_named(settings.protocol)
+        # One party of all; the owner's own share of the estimate is in every party's, which errs on the safe side.
+        self.bytes_each = estimate(config, protocol, config.context, settings.embedding) // len(protocol.roles)
+        if self.bytes_each > settings.memory_gib * 2**30:
+            raise AeroError(
+                f"One session needs about {self.bytes_each / 2**30:.1f} GiB here and memory_gib allows "
+                f"{settings.memory_gib:g}; raise it, or serve a smaller model."
+            )
+
+    def others(self, settings: ModelSettings | HelperSettings) -> dict[str, Certificate]:
+        """The helper."""
+        if not isinstance(settings, ModelSettings) or settings.helper is None:
+            return {}
+        return {"helper": load(self.file(settings.helper.certificate))}
+
+    async def grant(self, hello: Hello, caller: str) -> tuple[str, Plan]:
+        """A new session for a client, if there is room and the helper agrees."""
+        if hello.role != "client" or hello.session is not None or hello.plan is not None:
+            raise AeroError("A client asks the model's owner for a new session.")
+        settings = self.settings
+        if len(self.sessions) >= settings.max_sessions:
+            raise AeroError(
+                f"The server is full: {len(self.sessions)} of {settings.max_sessions} sessions are taken; "
+                "try again later."
+            )
+        if (len(self.sessions) + 1) * self.bytes_each > settings.memory_gib * 2**30:
+            raise AeroError(
+                f"The server is full: another session needs {self.bytes_each / 2**30:.1f} GiB of the "
+                f"{settings.memory_gib:g} GiB that sessions may use; try again later."
+            )
+        session = handshake.nonce()
+        job = PartyJob(
+            protocol=self.plan.protocol,
+            parties=(),
+            rank=0,
+            wait_seconds=settings.wait_seconds,
+            embedding=self.plan.embedding,
+            gelu=self.plan.gelu,
+            model=self.model,
+            weight_seed=self.seed,
+        )
+        hosted = Hosted(
+            session,
+            job,
+            set(range(1, len(protocol_named(self.plan.protocol).roles))),
+            partial(self.heard, session),
+            stall_seconds=settings.stall_seconds,
+            idle_seconds=settings.idle_seconds,
+        )
+        # Before the first await: two clients must not both take the last place.
+        self.begin(hosted)
+        if settings.helper is not None:
+            try:
+                hosted.add(await self._call_helper(settings.helper, session, caller))
+            except AeroError as error:
+                hosted.fail(str(error))
+                raise
+        return session, self.plan
+
+    async def _call_helper(self, helper: Peer, session: str, client: str) -> Link:
+        certificate = self._others["helper"]
+        host, port = address(helper.address)
+        context = client_context(self.own.path, self.file(self.settings.key), [certificate])
+        call: Callable[[], asyncio.Future[Pair]] = lambda: asyncio.ensure_future(  # noqa: E731
+            connect(host, port, context, certificate.fingerprint, "The helper")
+        )
+        pair = await call()
+        try:
+            await handshake.call(*pair, "model", "The helper", None, session=session, client=client, plan=self.plan)
+        except BaseException:
+            pair[1].close()
+            raise
+        return Link(HELPER, f"helper ({helper.address})", session, pair, call)
+
+    def release(self, session: str) -> None:
+        """The client did not join, or all is over."""
+        hosted = self.sessions.get(session)
+        if hosted is not None:
+            hosted.fail("The client did not take the session.")
+
+    def host(self, session: str) -> Hosted | None:
+        """The session that the client has just taken."""
+        return self.sessions.get(session)

@@ -1,0 +1,143 @@
+"""The engine's connections, carried between hosts inside mutual TLS.
+
+The engine and the watch speak plain TCP, to the loopback interface alone. For every other party this host has two
+endpoints there, and whatever connects to one of them comes out on the other host, at that party's own port. Each
+connection has a TLS connection of its own, so that none waits behind another. Its bytes go in chunks with a length
+before them: a length of zero is an end in order, and anything else that ends the connection is a loss.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+from aero.serve.frames import Port
+from aero.serve.tls import BUFFER
+
+CHUNK = 256 * 1024
+"""Bytes read at a time, and the longest chunk."""
+
+RETRY_SECONDS = 0.1
+
+Pair = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+@dataclass
+class Carried:
+    """What has gone through a link's tunnels so far; ``heard`` is the event loop's time when the last byte came."""
+
+    sent: int = 0
+    received: int = 0
+    heard: float = 0.0
+
+
+class Endpoint:
+    """Two local ports that stand for another party's: ``ports["engine"]`` and ``ports["watch"]``.
+
+    reach: gives the TLS connection on which a fresh local connection to that port goes on.
+    """
+
+    def __init__(self, reach: Callable[[Port], Awaitable[Pair]], carried: Carried) -> None:
+        self._reach, self._carried = reach, carried
+        self._servers: list[asyncio.Server] = []
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.ports: dict[Port, int] = {}
+
+    async def open(self, host: str) -> None:
+        """Listen on ``host``, an address of the loopback interface."""
+        names: tuple[Port, ...] = ("engine", "watch")
+        for name in names:
+            server = await asyncio.start_server(self._handler(name), host, 0, limit=BUFFER)
+            self._servers.append(server)
+            self.ports[name] = server.sockets[0].getsockname()[1]
+
+    async def close(self) -> None:
+        """Stop listening and cut what is open."""
+        for server in self._servers:
+            server.close()
+        tasks = list(self.tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _handler(self, port: Port) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]:
+        async def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            task = asyncio.current_task()
+            assert task is not None
+            self.tasks.add(task)
+            try:
+                far = await self._reach(port)
+                await relay((reader, writer), far, self._carried)
+            except (OSError, ssl.SSLError, ConnectionError, asyncio.CancelledError):
+                writer.transport.abort()
+            except Exception:
+                writer.transport.abort()
+                raise
+            finally:
+                self.tasks.discard(task)
+
+        return accepted
+
+
+async def local(port: int, seconds: float) -> Pair:
+    """Connect to this host's own party, which may not listen yet. Raises OSError if it does not within ``seconds``."""
+    deadline = asyncio.get_running_loop().time() + seconds
+    while True:
+        try:
+            return await asyncio.open_connection("127.0.0.1", port, limit=BUFFER)
+        except OSError:
+            if asyncio.get_running_loop().time() > deadline:
+                raise
+            await asyncio.sleep(RETRY_SECONDS)
+
+
+async def relay(near: Pair, far: Pair, carried: Carried) -> None:
+    """Carry bytes between a plain connection (near) and a TLS one (far) until both directions ended, or one broke."""
+    tasks = [
+        asyncio.ensure_future(_outward(near[0], far[1], carried)),
+        asyncio.ensure_future(_inward(far[0], near[1], carried)),
+    ]
+    try:
+        await asyncio.gather(*tasks)
+    except (OSError, ssl.SSLError, asyncio.IncompleteReadError, ValueError):
+        # Broken, not ended: the party must see that as well.
+        near[1].transport.abort()
+    finally:
+        for task in tasks:
+            task.cancel()
+        for _, writer in (near, far):
+            writer.close()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for _, writer in (near, far):
+            with suppress(OSError, ssl.SSLError, asyncio.TimeoutError):
+                await asyncio.wait_for(writer.wait_closed(), 2.0)
+
+
+async def _outward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, carried: Carried) -> None:
+    while True:
+        data = await reader.read(CHUNK)
+        writer.write(len(data).to_bytes(4, "big"))
+        if data:
+            writer.write(data)
+        await writer.drain()
+        carried.sent += len(data)
+        if not data:
+            return
+
+
+async def _inward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, carried: Carried) -> None:
+    loop = asyncio.get_running_loop()
+    while True:
+        size = int.from_bytes(await reader.readexactly(4), "big")
+        if size > CHUNK:
+            raise ValueError("a chunk longer than any")
+        if size == 0:
+            writer.write_eof()
+            return
+        writer.write(await reader.readexactly(size))
+        await writer.drain()
+        carried.received += size
+        carried.heard = loop.time()
