@@ -55,9 +55,9 @@ class StaticSchedule(Ramp):
     """
 
     start: float = 0.35
-    end: float = 0.65
+    end: float = 0.9
     stagger: float = 0.0
-    deviation: float = 0.1
+    deviation: float = 0.3
 
     def __post_init__(self) -> None:
         if not 0 < self.start < self.end <= 1:
