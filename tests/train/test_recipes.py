@@ -8,9 +8,10 @@ from dataclasses import replace
 
 import pytest
 
+from aero.config import architecture_names
 from aero.eliminate.anneal import Ramp, StaticSchedule
 from aero.errors import AeroError
-from aero.train.recipes import RECIPES, demo_aero, demo_baseline, demo_softmax_only, named
+from aero.train.recipes import RECIPES, demo_aero, demo_baseline, demo_softmax_only, named, row_recipe
 
 
 def test_names() -> None:
@@ -21,13 +22,37 @@ def test_names() -> None:
 
 
 def test_the_demo_recipes_differ_in_architecture_only() -> None:
-    first, *others = (demo_baseline(), demo_aero(), demo_softmax_only())
+    _differ_in_architecture_only("demo")
+
+
+def test_the_small_recipes_differ_in_architecture_only() -> None:
+    _differ_in_architecture_only("small")
+
+
+def _differ_in_architecture_only(size: str) -> None:
+    first, *others = (make() for name, make in RECIPES.items() if name.startswith(size))
+    assert len(others) == 4
     same = {"name": "", "summary": "", "model": first.model, "static": None, "entropy": None}
     for other in others:
         assert other.tokens == first.tokens
         assert replace(other, **same) == replace(first, **same)
         for name in ("vocab_size", "context", "width", "heads", "depth"):
             assert getattr(other.model, name) == getattr(first.model, name)
+
+
+@pytest.mark.parametrize("size", ["demo", "small"])
+def test_every_row_has_a_recipe(size: str) -> None:
+    for row in [*architecture_names(), "SM+ScFuFFN_i2", "EReg(SM(t)+ScFuFFN)", "EReg(SM+LN+G)"]:
+        recipe = named(f"{size}:{row}")
+        assert recipe.name == f"{size}:{row}"
+        assert (recipe.entropy is not None) == row.startswith("EReg")
+        assert (recipe.static is not None) == row.startswith("static")
+    kinds = {row: named(f"{size}:static+bilinear+{row}").model.layers[0].attention for row in ("bounded", "power")}
+    assert kinds == {"bounded": "bounded", "power": "power"}
+    assert named("small:SM(t)+ScFuFFN").model.temperature_init == 1e-2
+    assert named("small:SM+LN+R").tokens == 1300 * 512 * 128
+    with pytest.raises(AeroError, match=r"There is no row for a recipe here: unknown architecture 'SM\+X'"):
+        row_recipe("SM+X", "demo")
 
 
 def test_the_softmax_only_recipe_has_no_norm_at_all() -> None:

@@ -32,7 +32,9 @@ def command(
         str,
         typer.Argument(
             help="demo-baseline (softmax, LayerNorm, GELU), demo-aero (norms annealed to constants, bilinear "
-            "feed-forward) or demo-softmax-only (softmax alone, entropy regularised); each takes minutes on a CPU."
+            "feed-forward), demo-bounded (the same, attention logits bounded), demo-power (power attention) or "
+            "demo-softmax-only (softmax alone, entropy regularised), minutes on a CPU each; small-... are GPT-2's "
+            "small shape, for a GPU; demo:ROW and small:ROW take any row of the architecture table."
         ),
     ],
     corpus: Annotated[Path, typer.Option(help="Corpus folder that aero corpus build wrote.")],
@@ -114,6 +116,12 @@ def _print(result: TrainingResult, out: Path) -> None:
     for split, value in result.perplexity.items():
         table.add_row(f"perplexity on {split}", "none" if value is None else f"{value:.2f}")
     table.add_row("attention heads", str(result.verdict))
+    layers = result.recipe["model"]["layers"]
+    for index, (tops, layer) in enumerate(zip(result.largest_logits or [], layers, strict=False)):
+        if tops is not None:
+            bound = layer["logit_bound"]
+            held = "" if max(tops) <= bound else ", beyond it: private inference would be wrong"
+            table.add_row(f"largest logit, layer {index}", f"{max(tops):.2f} of {bound:g}{held}")
     if result.warning_step is not None:
         table.add_row("early warning", f"learning rate cut after step {result.warning_step}")
     console.print(table)

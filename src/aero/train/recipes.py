@@ -5,15 +5,17 @@ A recipe is a frozen dataclass and a variant of one is ``dataclasses.replace(rec
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, get_args
 
-from aero.config import LayerConfig, ModelConfig, architecture
+from aero.config import LayerConfig, ModelConfig, architecture, shape_named
 from aero.eliminate.anneal import ActivationSchedule, Annealing, Ramp, StaticSchedule
 from aero.errors import AeroError
 
 Precision = Literal["fp32", "bf16"]
+Size = Literal["demo", "small"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,30 +114,92 @@ class Recipe:
 
 
 def demo_baseline() -> Recipe:
-    """The small model with every nonlinearity: softmax, LayerNorm, GELU. What the other two are compared with."""
-    return _demo("demo-baseline", "softmax, LayerNorm and GELU: what the other two are compared with", "SM+LN+G")
+    """The small model with every nonlinearity: softmax, LayerNorm, GELU. What the others are compared with."""
+    return _titled("demo-baseline", "softmax, LayerNorm and GELU: what the others are compared with", "SM+LN+G")
 
 
 def demo_aero() -> Recipe:
     """Norms annealed to constants and a bilinear feed-forward: softmax is the only nonlinearity that costs much."""
-    summary = "softmax, norms annealed to constants, bilinear feed-forward"
-    return _demo("demo-aero", summary, "static+bilinear", static=StaticSchedule())
+    return _titled("demo-aero", "softmax, norms annealed to constants, bilinear feed-forward", "static+bilinear")
+
+
+def demo_bounded() -> Recipe:
+    """``demo_aero`` with attention logits held within a bound: privately, softmax then needs no maximum."""
+    return _titled("demo-bounded", "softmax of bounded logits, static norms, bilinear", "static+bilinear+bounded")
+
+
+def demo_power() -> Recipe:
+    """``demo_aero`` with power attention in softmax's place: products and one reciprocal a row are all that is left."""
+    return _titled("demo-power", "power attention, static norms, bilinear: no exponential", "static+bilinear+power")
 
 
 def demo_softmax_only() -> Recipe:
     """Softmax alone, with learnable temperatures and the entropy regulariser (arXiv 2501.03489)."""
     summary = "softmax alone, with temperatures and entropy regularisation"
-    return _demo("demo-softmax-only", summary, "SM(t)+ScFuFFN", entropy=EntropySettings(strength=1e-2))
+    return _titled("demo-softmax-only", summary, "EReg(SM(t)+ScFuFFN)")
 
 
-def _demo(
-    name: str,
-    summary: str,
-    row: str,
-    *,
-    static: StaticSchedule | None = None,
-    entropy: EntropySettings | None = None,
-) -> Recipe:
+def small_baseline() -> Recipe:
+    """GPT-2's small shape with every nonlinearity, and the papers' optimiser settings."""
+    return _titled("small-baseline", "GPT-2 small: softmax, LayerNorm and GELU", "SM+LN+G")
+
+
+def small_softmax_only() -> Recipe:
+    """The papers' best softmax-only model: learnable temperatures from 1e-2, scaled and fused feed-forward, EReg."""
+    return _titled("small-softmax-only", "GPT-2 small: softmax alone, entropy regularised", "EReg(SM(t)+ScFuFFN)")
+
+
+def small_aero() -> Recipe:
+    """GPT-2's small shape with norms annealed to constants and a bilinear feed-forward."""
+    return _titled("small-aero", "GPT-2 small: softmax, static norms, bilinear", "static+bilinear")
+
+
+def small_bounded() -> Recipe:
+    """``small_aero`` with bounded attention logits."""
+    return _titled("small-bounded", "GPT-2 small: softmax of bounded logits, static norms", "static+bilinear+bounded")
+
+
+def small_power() -> Recipe:
+    """``small_aero`` with power attention."""
+    return _titled("small-power", "GPT-2 small: power attention, static norms, bilinear", "static+bilinear+power")
+
+
+def row_recipe(row: str, size: Size) -> Recipe:
+    """The recipe of a row of the architecture table: all rows of a size differ in architecture alone.
+
+    row: as ``aero.config.architecture`` takes it, or one inside ``EReg(...)`` for the entropy regulariser as well.
+    size: ``demo`` is 4 layers 192 wide and 614 thousand tokens, minutes on a CPU; ``small`` is GPT-2's 12 layers 768
+        wide with 32,768 tokens, sequences of 128, and 85 million tokens in batches of 512 sequences (arXiv 2501.03489,
+        section 5, for the batch and the optimiser), in bf16 for a GPU.
+    Raises AeroError for an unknown row.
+    """
+    inner = re.fullmatch(r"EReg\((?P<row>.+)\)", row)
+    plain = inner["row"] if inner else row
+    base = _demo(row) if size == "demo" else _small(row)
+    try:
+        # At demo size only the baseline keeps the norm before the vocabulary projection, as a softmax-only model ought
+        # to do without it; at small size the rows keep it, as the authors' released code does.
+        final = False if size == "demo" and plain.startswith("SM(t)") else None
+        model = architecture(plain, base.model, final_norm=final)
+    except ValueError as error:
+        raise AeroError(f"There is no row for a recipe here: {error}.") from None
+    if any(layer.temperature for layer in model.layers) and size == "small":
+        model = replace(model, temperature_init=1e-2)
+    static = any(layer.attention_norm.startswith("static") for layer in model.layers)
+    return replace(
+        base,
+        model=model,
+        static=StaticSchedule() if static else None,
+        entropy=EntropySettings(strength=1e-2) if inner else None,
+    )
+
+
+def _titled(name: str, summary: str, row: str) -> Recipe:
+    size: Size = "demo" if name.startswith("demo") else "small"
+    return replace(row_recipe(row, size), name=name, summary=summary)
+
+
+def _demo(row: str) -> Recipe:
     shape = ModelConfig(
         vocab_size=2048,
         context=128,
@@ -146,22 +210,48 @@ def _demo(
         ffn_width=768,
         layers=(LayerConfig(),) * 4,
     )
-    # Only the baseline keeps the norm before the vocabulary projection.
-    final = False if row.startswith("SM(t)") else None
-    model = architecture(row, shape, final_norm=final)
-    return Recipe(name=name, summary=summary, model=model, steps=300, batch=16, static=static, entropy=entropy)
+    return Recipe(name=f"demo:{row}", summary=f"{row} at demo size", model=shape, steps=300, batch=16)
+
+
+def _small(row: str) -> Recipe:
+    return Recipe(
+        name=f"small:{row}",
+        summary=f"{row} in GPT-2's small shape",
+        model=replace(shape_named("gpt2-small"), vocab_size=32768),
+        steps=1300,
+        batch=512,
+        micro_batch=256,
+        precision="bf16",
+        compile=True,
+    )
 
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "demo-baseline": demo_baseline,
     "demo-aero": demo_aero,
+    "demo-bounded": demo_bounded,
+    "demo-power": demo_power,
     "demo-softmax-only": demo_softmax_only,
+    "small-baseline": small_baseline,
+    "small-softmax-only": small_softmax_only,
+    "small-aero": small_aero,
+    "small-bounded": small_bounded,
+    "small-power": small_power,
 }
 
 
 def named(name: str) -> Recipe:
-    """The recipe of that name; ``demo_aero`` and ``demo-aero`` are the same. Raises AeroError naming the known ones."""
+    """The recipe of that name (``demo_aero`` and ``demo-aero`` are the same), or ``SIZE:ROW`` as in ``small:SM+LN+R``.
+
+    Raises AeroError naming the known ones.
+    """
+    size, separator, row = name.partition(":")
+    if separator and size in get_args(Size):
+        return row_recipe(row, "demo" if size == "demo" else "small")
     key = name.replace("_", "-")
     if key not in RECIPES:
-        raise AeroError(f"There is no recipe {name!r}: choose one of {', '.join(RECIPES)}.")
+        raise AeroError(
+            f"There is no recipe {name!r}: choose one of {', '.join(RECIPES)}, or SIZE:ROW with a size of "
+            f"{', '.join(get_args(Size))} and a row of the architecture table."
+        )
     return RECIPES[key]()

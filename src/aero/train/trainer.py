@@ -44,6 +44,7 @@ class TrainingResult:
     perplexity: on each held-out split, None where that split is empty or the figure is not finite.
     head_entropy: mean attention entropy in nats of every head, [L][H], on held-out files (packages if there are none).
     verdict: what ``aero.entropy.verdict`` says of these entropies.
+    largest_logits: on the same text, the largest |attention logit| of every head in layers that bound them, else None.
     warning_step: after how many steps the early warning cut the learning rate; None if it did not.
     corpus_sha256, tokenizer_sha256: what it was trained on and with.
     versions: of Python and libraries. date: UTC, ISO 8601. commit: of the source, None outside a git checkout.
@@ -58,6 +59,7 @@ class TrainingResult:
     perplexity: dict[str, float | None]
     head_entropy: list[list[float]] | None
     verdict: str | None
+    largest_logits: list[list[float] | None] | None = None
     warning_step: int | None = None
     corpus_sha256: str
     tokenizer_sha256: str
@@ -263,7 +265,8 @@ def _recorder(recipe: Recipe, on_warning: str | None) -> EntropyRecorder:
 def _figures(
     model: AeroForCausalLM, recipe: Recipe, sequences: dict[Split, Sequences], progress: Progress
 ) -> dict[str, Any]:
-    """Perplexity on every held-out split, and head entropies on the last that is not empty."""
+    """Perplexity on every held-out split; head entropies and attention logits on the last that is not empty."""
+    from aero.eliminate.bounds import largest_logits
     from aero.entropy import verdict
     from aero.train.evaluate import evaluate_entropies, evaluate_perplexity, spread
 
@@ -283,6 +286,9 @@ def _figures(
         figures["verdict"] = verdict(heads, recipe.model.context)
         if bool(heads.isfinite().all()):
             figures["head_entropy"] = heads.tolist()
+        if any(layer.bounds_logits for layer in recipe.model.layers):
+            tops = largest_logits(model.decoder, text)
+            figures["largest_logits"] = [None if top is None else top.tolist() for top in tops]
     progress.remove_task(task)
     return figures
 
