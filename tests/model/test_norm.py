@@ -185,3 +185,31 @@ def test_frozen_layers_train() -> None:
     set_static_blend(decoder, 1.0)
     decoder(tokens(decoder.config)).logits.square().sum().backward()
     assert all(parameter.grad is not None for parameter in decoder.parameters())
+
+
+# The compiler looks at the gradient of every input, a layer's output among them.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_what_training_leaves_is_the_same_compiled() -> None:
+    torch.manual_seed(0)
+    decoder = Decoder(architecture("static+bilinear", gpt())).train()
+    given = tokens(decoder.config)
+    found = []
+    for compiled in (False, True):
+        if compiled:
+            for block in decoder.blocks():
+                block.compile(backend="eager", fullgraph=True)
+        for norm in dict(static_norms(decoder)).values():
+            norm.constant.fill_(1.0)
+            norm.updates.fill_(0.0)
+        for blend in (0.0, 0.5, 0.6, 1.0):
+            set_static_blend(decoder, blend)
+            decoder.zero_grad()
+            logits = decoder(given).logits
+            left = static_deviation(decoder)
+            assert left is not None
+            (logits.square().mean() + left).backward()
+            grads = [p.grad for p in decoder.parameters() if p.grad is not None]
+            found.append([left.detach(), logits.detach(), *grads])
+    for one, other in zip(found[:4], found[4:], strict=True):
+        for first, second in zip(one, other, strict=True):
+            torch.testing.assert_close(first, second)

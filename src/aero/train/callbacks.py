@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import time
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from aero.eliminate.anneal import Annealing
 from aero.entropy import EntropyRecord
 from aero.model import static_norms
 from aero.train.recipes import Recipe
+from aero.train.throughput import utilisation
 
 
 class Anneal(TrainerCallback):
@@ -51,8 +53,9 @@ def average_constants(model: nn.Module) -> None:
 
 
 class Report(TrainerCallback):
-    """Shows the run on a progress display, with its loss and head entropies, and keeps the logged losses.
+    """Shows the run on a progress display: loss, entropies, tokens a second, share of the device's peak, time left.
 
+    tokens_per_second, mfu: over this process's steps so far; mfu is None where the device's peak is not known.
     losses: {"step", "loss", "learning_rate"}; the loss is the mean of the objective since the entry before.
     """
 
@@ -64,19 +67,28 @@ class Report(TrainerCallback):
         self._task: Any = None
         self._started = 0.0
         self._first = 0
+        self._devices = 1
+        self.tokens_per_second: float | None = None
+        self.mfu: float | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._task = self.progress.add_task("Training", total=state.max_steps, completed=state.global_step)
         self._started, self._first = time.monotonic(), state.global_step
+        self._devices = args.world_size
         self.losses = [_entry(record) for record in state.log_history if "loss" in record]
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         seconds = max(time.monotonic() - self._started, 1e-9)
         rate = (state.global_step - self._first) * self.recipe.batch * self.recipe.model.context / seconds
+        self.tokens_per_second, self.mfu = rate, utilisation(self.recipe.model, rate, self._devices)
+        left = timedelta(
+            seconds=round((state.max_steps - state.global_step) * seconds / (state.global_step - self._first))
+        )
         loss = f"loss {self.losses[-1]['loss']:.3f}, " if self.losses else ""
-        text = f"Training {self.recipe.name}: {loss}{self._entropy}{rate:,.0f} tokens/s"
+        share = "" if self.mfu is None else f", {self.mfu:.0%} of peak"
+        text = f"Training {self.recipe.name}: {loss}{self._entropy}{rate:,.0f} tokens/s{share}, {left} left"
         self.progress.update(self._task, completed=state.global_step, description=text)
 
     def show_entropy(self, record: EntropyRecord, context: int) -> None:

@@ -69,6 +69,12 @@ class AeroTrainer(EntropyTrainer):
 
     def __init__(self, model: AeroForCausalLM, args: TrainingArguments, recipe: Recipe, **rest: Any) -> None:
         self.recipe = recipe
+        if recipe.compile:
+            # A layer's code serves all that are alike: seconds where the whole model would take a minute. There is one
+            # version for each phase of the norms, with entropies and without, in training and in evaluation.
+            torch._dynamo.config.recompile_limit = 64
+            for block in model.decoder.blocks():
+                block.compile()
         super().__init__(model, args, data_collator=collate, **rest)
         self.model_accepts_loss_kwargs = False  # its loss is a mean over the micro-batch
 
