@@ -7,7 +7,7 @@ import sys
 import typer
 
 from aero import __version__
-from aero.cli import ask, corpus, demo, entropy, party, private, serve, train
+from aero.cli import ask, corpus, dealer, demo, emulate, entropy, party, private, serve, train
 from aero.errors import AeroError
 
 root = typer.Typer(
@@ -30,11 +30,14 @@ root.add_typer(corpus.app, name="corpus")
 root.command("train")(train.command)
 root.command("entropy")(entropy.command)
 root.add_typer(private.app, name="private")
+private.app.command("emulate")(emulate.emulate)
 root.command("demo")(demo.command)
 root.command("serve")(serve.command)
 root.command("ask")(ask.ask)
 root.command("chat")(ask.chat)
+root.command("endpoint")(ask.endpoint)
 root.add_typer(party.app, name="party")
+root.command("dealer")(dealer.command)
 
 
 def _print_version(wanted: bool) -> None:

@@ -102,5 +102,15 @@ async def _answer(
         print(piece, end="", flush=True)
     print()
     cost = answer.cost
-    sent = f"{cost.bytes / 1e6:.1f} MB in {cost.messages} messages sent from here"
+    sent = f"{cost.bytes / 1e6:.1f} MB in {cost.rounds} messages sent from here"
     console.print(f"{cost.tokens} tokens, {cost.seconds:.1f} s, {sent}", style="dim")
+
+
+def endpoint(
+    config: Config,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 8080,
+) -> None:
+    """Offer OpenAI's interface on this machine, so that existing tools can ask privately; / is a page to try it."""
+    from aero.serve.daemon import offer
+
+    offer(config, port)

@@ -9,7 +9,8 @@ from aero.private.messages import Choice
 
 
 class Chooser:
-    """Greedy, or sampling from the softmax of logits / temperature, cut to the ``top_k`` largest (0: all).
+    """Greedy, or sampling from the softmax of logits / temperature, cut to the ``top_k`` largest (0: all)
+    and to the fewest of the likeliest whose probabilities sum to at least ``top_p`` (Holtzman et al., 2020).
 
     What is revealed: the logits and the token to the client, and nothing to the others. The token goes back into the
     computation as a secret.
@@ -28,4 +29,10 @@ class Chooser:
             smallest = np.partition(scaled, -self._choice.top_k)[-self._choice.top_k]
             scaled = np.where(scaled >= smallest, scaled, -np.inf)
         weights = np.exp(scaled - scaled.max())
-        return int(self._generator.choice(len(weights), p=weights / weights.sum()))
+        weights /= weights.sum()
+        if self._choice.top_p < 1:
+            order = np.argsort(-weights, kind="stable")
+            before = np.cumsum(weights[order]) - weights[order]
+            weights[order[before >= self._choice.top_p]] = 0.0
+            weights /= weights.sum()
+        return int(self._generator.choice(len(weights), p=weights))

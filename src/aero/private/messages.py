@@ -30,10 +30,14 @@ class Address:
 
 @dataclass(frozen=True)
 class Choice:
-    """How the client chooses a token from the logits that it alone sees. temperature 0 takes the largest."""
+    """How the client chooses a token from the logits that it alone sees. temperature 0 takes the largest.
+
+    top_k: only so many of the likeliest, 0: all. top_p: only the likeliest whose probabilities reach it together.
+    """
 
     temperature: float = 0.0
     top_k: int = 0
+    top_p: float = 1.0
     seed: int = 0
 
 

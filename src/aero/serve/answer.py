@@ -15,11 +15,14 @@ from aero.serve.text import TextStream, Tokenizer
 
 @dataclass
 class Cost:
-    """tokens: chosen so far. bytes, messages: sent by this party's engine. seconds: since the request."""
+    """What a request cost so far.
+
+    tokens: chosen. bytes, rounds: sent by this party's engine, and in how many messages. seconds: since the request.
+    """
 
     tokens: int = 0
     bytes: int = 0
-    messages: int = 0
+    rounds: int = 0
     seconds: float = 0.0
 
 
@@ -42,7 +45,7 @@ class Answer:
                 self.cost.seconds = loop.time() - started
                 if event["kind"] == "costs":
                     self.cost.bytes += sum(cost["bytes"] for cost in event["costs"])
-                    self.cost.messages += sum(cost["rounds"] for cost in event["costs"])
+                    self.cost.rounds += sum(cost["rounds"] for cost in event["costs"])
                     yield ""
                 elif event["kind"] == "token":
                     self.cost.tokens += 1

@@ -1,6 +1,7 @@
-"""A server as a process: it listens until it is told to stop, and takes its configuration anew when asked.
+"""A server, or the client's endpoint, as a process: it listens until it is told to stop.
 
-SIGTERM and SIGINT drain: running requests get their time. A second one ends at once. SIGHUP reloads.
+SIGTERM and SIGINT drain: running requests get their time. A second one ends at once. SIGHUP makes a server read its
+configuration again.
 """
 
 from __future__ import annotations
@@ -11,10 +12,20 @@ import logging
 import os
 import resource
 import signal
+import socket
 import sys
 import time
+from pathlib import Path
 
+import uvicorn
+
+from aero.errors import AeroError
+from aero.serve.desk import Desk
+from aero.serve.endpoint import Endpoint
+from aero.serve.metrics import Metrics
 from aero.serve.server import Server
+
+log = logging.getLogger("aero.serve")
 
 _STANDARD = set(vars(logging.makeLogRecord({})))
 
@@ -81,3 +92,26 @@ def run(server: Server) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     start_log()
     asyncio.run(serve(server))
+
+
+def offer(config: Path, port: int) -> None:
+    """The client's endpoint on 127.0.0.1, until a signal ends it. Raises AeroError if no session can be had."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    start_log()
+    asyncio.run(_offer(config, port))
+
+
+async def _offer(config: Path, port: int) -> None:
+    desk = Desk(config, Metrics())
+    # The socket first: a taken port shows before the other parties are troubled.
+    try:
+        listener = socket.create_server(("127.0.0.1", port))
+    except OSError as error:
+        raise AeroError(f"Cannot listen on 127.0.0.1:{port}: {error.strerror}; choose another --port.") from None
+    with listener:
+        await desk.start()
+        settings = uvicorn.Config(
+            Endpoint(desk).app, log_config=None, access_log=False, timeout_graceful_shutdown=30, server_header=False
+        )
+        log.info("endpoint", extra={"url": f"http://127.0.0.1:{port}/", "model": desk.model})
+        await uvicorn.Server(settings).serve(sockets=[listener])

@@ -170,10 +170,8 @@ async def read(reader: asyncio.StreamReader, seconds: float | None = FRAME_SECON
         raise BrokenLinkError(
             f"The other side said nothing for {FRAME_SECONDS if seconds is None else seconds:g} s."
         ) from None
-    except (asyncio.IncompleteReadError, ConnectionError, ssl.SSLError, OSError) as error:
-        refused = isinstance(error, ssl.SSLError) and "ALERT" in (error.reason or "")
-        why = "refused this party's certificate" if refused else "closed the connection"
-        raise BrokenLinkError(f"The other side {why}.") from None
+    except (asyncio.IncompleteReadError, OSError):
+        raise BrokenLinkError("The other side closed the connection.") from None
 
 
 async def write(writer: asyncio.StreamWriter, message: Strict) -> None:

@@ -58,7 +58,11 @@ async def call(
         # The called side may itself have to call a third party first.
         answer = await frames.read(reader, 3 * frames.FRAME_SECONDS)
     except BrokenLinkError as error:
-        raise AeroError(f"{who} did not agree to a session: {_lower(str(error))}") from None
+        # A server that does not know a certificate ends the connection without a word: TLS 1.3 asks for it last.
+        said = str(error).removeprefix("The other side ").rstrip(".")
+        raise AeroError(
+            f"{who} {said}; it may not have this party's certificate, or that certificate is out of date."
+        ) from None
     if isinstance(answer, Refused):
         raise AeroError(f"{who} refused: {answer.message}")
     try:
@@ -123,10 +127,6 @@ async def _refuse(writer: asyncio.StreamWriter, message: str) -> None:
         await frames.write(writer, Refused(message=message[:1000]))
     except BrokenLinkError:
         return
-
-
-def _lower(text: str) -> str:
-    return text[:1].lower() + text[1:]
 
 
 def plan_of(

@@ -21,6 +21,7 @@ class Metrics:
         self.failed = Counter("aero_sessions_failed", "Sessions that did not end in order.", registry=registry)
         self.refused = Counter("aero_calls_refused", "Calls turned away.", registry=registry)
         self.requests = Counter("aero_requests", "Requests answered.", registry=registry)
+        self.tokens = Counter("aero_tokens", "Tokens generated (counted at the client).", registry=registry)
         self.bytes_sent = Counter("aero_engine_bytes_sent", "Bytes sent by this party's engine.", registry=registry)
         self.rounds = Counter("aero_engine_messages", "Messages sent by this party's engine.", registry=registry)
         self.passes = Histogram("aero_pass_seconds", "One forward pass.", buckets=_SECONDS, registry=registry)

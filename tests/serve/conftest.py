@@ -1,0 +1,150 @@
+"""Parties as people set them up: folders made by ``aero party init``, certificates exchanged, real processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("spu")
+
+from aero.private.watch import free_ports
+from aero.serve.template import create
+
+MODEL = "gpt2-tiny:SM+ScFuFFN"
+
+
+def make_tokenizer(folder: Path) -> None:
+    """Bytes as tokens, and names for the other ids of the shape's vocabulary."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {"<|endoftext|>": 0, **{character: index + 1 for index, character in enumerate(alphabet)}}
+    for index in range(len(vocabulary), 2048):
+        vocabulary[f"w{index}"] = index
+    model = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=model, eos_token="<|endoftext|>").save_pretrained(folder)
+
+
+class Deployment:
+    """Three parties in three folders, on ports of their own; ``start`` runs a server of one as a process."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.ports = dict(zip(("model", "helper"), free_ports(2), strict=True))
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        for role in ("model", "helper", "client"):
+            create(
+                role,  # type: ignore[arg-type]
+                home / role,
+                protocol="aby3",
+                listen=f"127.0.0.1:{self.ports.get(role, 1)}",
+                model=f"127.0.0.1:{self.ports['model']}",
+                helper=f"127.0.0.1:{self.ports['helper']}",
+                days=30,
+            )
+        for giver, folder in (
+            ("client", "model/clients"),
+            ("client", "helper/clients"),
+            ("helper", "model/peers"),
+            ("model", "helper/peers"),
+            ("model", "client/peers"),
+            ("helper", "client/peers"),
+        ):
+            (home / folder / f"{giver}.crt").write_bytes((home / giver / f"{giver}.crt").read_bytes())
+
+    def config(self, role: str) -> Path:
+        """The party's configuration."""
+        return self.home / role / "party.toml"
+
+    def edit(self, role: str, old: str, new: str) -> None:
+        """Change a party's configuration."""
+        text = self.config(role).read_text()
+        assert old in text
+        self.config(role).write_text(text.replace(old, new, 1))
+
+    def log(self, role: str) -> str:
+        """What a server has logged."""
+        return (self.home / f"{role}.log").read_text()
+
+    def start(self, role: str, *arguments: str) -> subprocess.Popen[bytes]:
+        """Run ``aero`` with the arguments, as the role's process, with its log in a file."""
+        with (self.home / f"{role}.log").open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-c", "from aero.cli import main; main()", *arguments],
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+            )
+        self.processes[role] = process
+        return process
+
+    def serve(self) -> None:
+        """Start both servers and wait until they listen."""
+        self.start("helper", "party", "run", "--config", str(self.config("helper")))
+        self.start("model", "serve", MODEL, "--config", str(self.config("model")))
+        for role in ("helper", "model"):
+            self.wait_for(role, '"listening"')
+
+    def wait_for(self, role: str, words: str, seconds: float = 60.0, count: int = 1) -> None:
+        """Wait until a log holds the words so many times."""
+        wait_until(lambda: self.log(role).count(words) >= count, f"{words} in the log of {role}", seconds)
+
+    def ask(self, *arguments: str, timeout: float = 150.0) -> subprocess.CompletedProcess[str]:
+        """``aero ask`` as the client."""
+        return subprocess.run(
+            [sys.executable, "-c", "from aero.cli import main; main()", "ask", "--config", str(self.config("client")), *list(arguments)],
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
+
+    def stop(self) -> None:
+        """Kill whatever still runs."""
+        for process in self.processes.values():
+            if process.poll() is None:
+                process.send_signal(signal.SIGKILL)
+            process.wait()
+
+
+def wait_until(true: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
+    """Wait for a condition; fail the test with ``what`` if it does not come."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, f"no {what} within {seconds} s"
+        time.sleep(0.05)
+
+
+def children(pid: int) -> list[int]:
+    """Processes that a process started."""
+    listed = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(each) for each in listed]
+
+
+def alive(pid: int) -> bool:
+    """Whether a process still runs (a zombie does not)."""
+    try:
+        os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (OSError, ProcessLookupError):
+        return False
+
+
+@pytest.fixture
+def deployment(tmp_path: Path) -> Iterator[Deployment]:
+    """Three parties, nothing running yet."""
+    made = Deployment(tmp_path)
+    make_tokenizer(tmp_path / "client" / "tokenizer")
+    yield made
+    made.stop()
