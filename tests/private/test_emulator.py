@@ -22,14 +22,21 @@ from aero.config import architecture
 from aero.eliminate import plain
 from aero.eliminate.fold import fold
 from aero.private import nonlinear, program, softmax
-from aero.private.emulator.emulate import FRACTION_BITS, Emulator, Settings, emulate, negative_log_likelihood
+from aero.private.emulator.emulate import (
+    FRACTION_BITS,
+    Emulator,
+    Settings,
+    emulate,
+    negative_log_likelihood,
+    truncation_of,
+)
 from aero.private.emulator.interpret import evaluate
 from aero.private.emulator.ring import Ring, exact_matmul, limb_matmul
 from aero.private.emulator.values import Secret
+from aero.private.protocols import protocol_named
 
 UNIT = 2.0**-FRACTION_BITS
 ROWS = ["static+bilinear", "SM+LN+G", "SM+ScFuFFN"]
-TRUNCATION: dict[str, Any] = {"aby3": "probabilistic", "cheetah": "low", "semi2k-insecure": "probabilistic"}
 WIDE = st.integers(-(2**63), 2**63 - 1)
 
 
@@ -178,7 +185,7 @@ class TestAgainstTheEngine:
 
         on_engine = simulation.sim_jax(parties(protocol), function)
         engine = np.stack([np.asarray(on_engine(*inputs), np.float64) for _ in range(self.RUNS)])
-        ring = Ring(truncation=TRUNCATION[protocol], seed=5)
+        ring = Ring(truncation=truncation_of(protocol_named(protocol)), seed=5)
         return engine, np.stack([over(ring, function, *inputs) for _ in range(self.RUNS)])
 
     @pytest.mark.parametrize("protocol", ["aby3", "semi2k-insecure"])
@@ -231,7 +238,7 @@ class TestAgainstTheEngine:
         emulator = Emulator(model, Settings())
         weights = {name: np.float32(model.weights[name]) for name in emulator.program.weights}
         rows = np.float32(model.weights["embedding"][tokens] + model.weights["positions"][:10])
-        steps = emulator.steps(0, 10)
+        steps = emulator.program.forward(0, 10, 10)
 
         def logits(weights: Any, rows: Any) -> Any:
             return program.run_plain(steps, {**weights, "tokens": rows})["logits"]

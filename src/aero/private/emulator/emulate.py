@@ -18,6 +18,7 @@ from aero.private.emulator.machine import Machine, Reading
 from aero.private.emulator.report import BoundCheck, Emulation, LayerDrift, Margin
 from aero.private.emulator.ring import Ring, Truncation
 from aero.private.program import Program, Step
+from aero.private.protocols import Protocol
 
 Tokens = NDArray[np.int64]
 
@@ -42,6 +43,11 @@ class Settings:
     seed: int = 0
 
 
+def truncation_of(protocol: Protocol) -> Truncation:
+    """How the engine truncates under a protocol."""
+    return "low" if protocol.kind == "CHEETAH" else "probabilistic"
+
+
 class Emulator:
     """A folded model under the ring of ``settings``: texts in, logits of every position out."""
 
@@ -57,10 +63,6 @@ class Emulator:
         self.program = Program(model.config, model.rotation, one_hot=settings.one_hot, gelu=settings.gelu)
         self.machine = Machine(ring, {name: model.weights[name] for name in self.program.weights})
 
-    def steps(self, past: int, rows: int) -> list[Step]:
-        """The program's pass with the logits of all its positions."""
-        return [step for step in self.program.forward(past, rows) if step.operator != "last position"]
-
     def enter(self, tokens: Tokens, past: int = 0) -> None:
         """The client's input: tokens [N, T] at positions past ... past + T - 1."""
         weights, config = self.model.weights, self.model.config
@@ -73,11 +75,20 @@ class Emulator:
         self.machine.enter("tokens", rows)
 
     def logits(
-        self, tokens: Tokens, *, past: int = 0, after: Callable[[int, Step, Reading], None] | None = None
+        self,
+        tokens: Tokens,
+        *,
+        past: int = 0,
+        logit_rows: int | None = None,
+        after: Callable[[int, Step, Reading], None] | None = None,
     ) -> NDArray[np.float64]:
-        """tokens [N, T] -> logits [N, T, V]; past > 0 goes on from the key/value cache of the last call."""
+        """tokens [N, T] -> logits [N, logit_rows, V] of the last positions, of all if not given.
+
+        past > 0 goes on from the key/value cache of the last call. after: as ``Machine.run`` takes it.
+        """
+        rows = tokens.shape[1]
         self.enter(tokens, past)
-        self.machine.run(self.steps(past, tokens.shape[1]), after=after)
+        self.machine.run(self.program.forward(past, rows, rows if logit_rows is None else logit_rows), after=after)
         return self.machine.read("logits").cpu().numpy()
 
 
@@ -97,7 +108,7 @@ def emulate(
     if tokens.ndim != 2 or not len(tokens) or not 2 <= tokens.shape[1] <= model.config.context:
         raise ValueError(f"the text has shape {tokens.shape}, not [N, T] with T from 2 to {model.config.context}")
     emulator, found = Emulator(model, settings), _Findings(model, settings)
-    steps = emulator.steps(0, tokens.shape[1])
+    steps = emulator.program.forward(0, tokens.shape[1], tokens.shape[1])
     last_of_layer = {
         place
         for place, step in enumerate(steps)
