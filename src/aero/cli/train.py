@@ -49,6 +49,15 @@ def command(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue an interrupted run in --out from its last checkpoint.")
     ] = False,
+    start_from: Annotated[
+        Path | None,
+        typer.Option(
+            "--from", help="Start from this model's weights instead of new ones; the shape has to be the same."
+        ),
+    ] = None,
+    teacher: Annotated[
+        Path | None, typer.Option(help="Learn from this model as well: its next-token probabilities weigh half.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a training run that is already in --out.")] = False,
     on_warning: Annotated[
         OnWarning,
@@ -74,7 +83,7 @@ def command(
     from aero.cli.heatmap import LiveHeatMap
     from aero.errors import AeroError
     from aero.files import write_json
-    from aero.train.recipes import named
+    from aero.train.recipes import DistillSettings, named
 
     chosen = named(recipe)
     if resume and force:
@@ -83,6 +92,9 @@ def command(
         chosen = replace(chosen, seed=seed)
     if steps is not None:
         chosen = replace(chosen, steps=steps)
+
+    if teacher is not None and chosen.distill is None:
+        chosen = replace(chosen, distill=DistillSettings())
 
     from aero.train.trainer import train
 
@@ -94,6 +106,8 @@ def command(
             out,
             force=force,
             resume=resume,
+            start_from=start_from,
+            teacher=teacher,
             progress=progress,
             on_warning=on_warning.action,
             listeners=[heads.listen],

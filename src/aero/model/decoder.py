@@ -27,6 +27,7 @@ class DecoderOutput(NamedTuple):
         or None if it was not asked for or no layer bounds them.
     largest_logits: one [H] a layer, the largest |attention logit| of each head, None in layers that bound none; or None
         if they were not asked for.
+    states: one [B, T, d] a layer, the residual stream after it, or None if they were not asked for.
     """
 
     logits: Tensor
@@ -34,6 +35,7 @@ class DecoderOutput(NamedTuple):
     stream: Tensor
     logit_penalty: Tensor | None = None
     largest_logits: tuple[Tensor | None, ...] | None = None
+    states: tuple[Tensor, ...] | None = None
 
 
 class Layer(nn.Module):
@@ -127,6 +129,7 @@ class Decoder(nn.Module):
         start: int | None = None,
         with_entropy: bool = False,
         with_logits: bool = False,
+        with_states: bool = False,
         keep: int = 0,
     ) -> DecoderOutput:
         """Logits of the next token at every position.
@@ -136,6 +139,7 @@ class Decoder(nn.Module):
         start: position of the first token; None means the length of the cache, or 0 without one.
         with_entropy: also return every head's attention entropy per query.
         with_logits: also measure the attention logits of the layers that bound them.
+        with_states: also return the residual stream after every layer.
         keep: compute logits of the last ``keep`` positions only; 0 means all.
         Raises AeroError if the text is longer than the model's context, ValueError for neither or both inputs.
         """
@@ -155,11 +159,14 @@ class Decoder(nn.Module):
         else:
             turn = rotation(first, length, size=self.config.rotary_size, base=self.config.rotary_base, like=x)
         heads: list[Heads] = []
+        states: list[Tensor] = []
         for layer in self.layers:
             x, seen = layer(
                 x, start=first, rotation=turn, cache=cache, with_entropy=with_entropy, with_logits=with_logits
             )
             heads.append(seen)
+            if with_states:
+                states.append(x)
         stream = self.final_norm(x)
         logits = self.head(stream[:, -keep:] if keep else stream)
         penalties = [each.penalty for each in heads if each.penalty is not None]
@@ -169,6 +176,7 @@ class Decoder(nn.Module):
             stream=stream,
             logit_penalty=torch.stack(penalties).sum() if penalties else None,
             largest_logits=tuple(each.largest for each in heads) if with_logits else None,
+            states=tuple(states) if with_states else None,
         )
 
     def tied(self) -> dict[str, str]:

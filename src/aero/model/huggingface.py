@@ -145,6 +145,7 @@ class AeroForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-unty
         use_cache: bool | None = None,
         output_entropies: bool = False,
         output_largest_logits: bool = False,
+        output_hidden_states: bool | None = None,
         logits_to_keep: int = 0,
         return_dict: bool | None = None,
     ) -> AeroOutput | tuple[Any, ...]:
@@ -158,6 +159,7 @@ class AeroForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-unty
         attention_mask [B, T]: padding may only follow the text, where causal attention never sees it.
         output_entropies: also return every head's attention entropy per query.
         output_largest_logits: also return the largest attention logit of every head that bounds its own.
+        output_hidden_states: also return the residual stream after every layer, [B, T, d] each.
         Raises AeroError for padding before or inside the text and for texts longer than the context.
         """
         _require_right_padding(attention_mask)
@@ -170,6 +172,7 @@ class AeroForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-unty
             cache=past_key_values,
             with_entropy=output_entropies,
             with_logits=output_largest_logits or penalised,
+            with_states=bool(output_hidden_states),
             keep=0 if labels is not None else logits_to_keep,
         )
         loss: Tensor | None = None
@@ -187,6 +190,7 @@ class AeroForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-unty
             loss=loss,
             logits=out.logits,
             past_key_values=past_key_values,
+            hidden_states=out.states,
             entropies=out.entropies,
             logit_penalty=out.logit_penalty,
             largest_logits=out.largest_logits,

@@ -45,6 +45,26 @@ class EntropySettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DistillSettings:
+    """What a run learns from a teacher beside the text; weights in the loss, 0 leaves a part out.
+
+    text: of the cross-entropy with the text. logits: of KL(teacher || student) at ``temperature``, times its square
+        (arXiv 1503.02531). hidden: of the squared difference of the residual streams after every layer, over the
+        teacher's mean square. attention: of the squared difference of the heads' entropies in nats, query by query.
+    """
+
+    text: float = 0.5
+    logits: float = 0.5
+    temperature: float = 1.0
+    hidden: float = 0.0
+    attention: float = 0.0
+
+    def __post_init__(self) -> None:
+        if min(self.text, self.logits, self.hidden, self.attention) < 0 or not self.temperature > 0:
+            raise ValueError(f"weights of a distillation are not negative, and its temperature is positive: {self}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """One training run.
 
@@ -56,6 +76,7 @@ class Recipe:
     static, activation, bound, power: schedules of what is taken away in training (``Annealing``), or None. Models with
         static norms need the first.
     entropy: the entropy regulariser, or None.
+    distill: what is learned from a teacher, or None.
     precision: ``bf16`` computes matrix products in bfloat16 and keeps weights in float32.
     compile: compile the layers; one's code serves all that are alike.
     checkpoints: how many checkpoints a run writes on its way; the latest one is kept until the run ends.
@@ -80,6 +101,7 @@ class Recipe:
     bound: Ramp | None = None
     power: Ramp | None = None
     entropy: EntropySettings | None = None
+    distill: DistillSettings | None = None
     precision: Precision = "fp32"
     compile: bool = False
     checkpoints: int = 4

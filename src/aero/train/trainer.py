@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -9,8 +10,9 @@ import platform
 import subprocess
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,7 +24,7 @@ from aero.files import write_json
 from aero.train.corpus import Split, load_manifest
 from aero.train.folder import folder_when_done, refuse_foreign
 from aero.train.recipes import Recipe
-from aero.train.tokenizer import Sequences, load_sequences, tokenizer_digest, train_tokenizer
+from aero.train.tokenizer import Sequences, load_sequences, load_tokenizer, tokenizer_digest, train_tokenizer
 
 if TYPE_CHECKING:
     from aero.entropy import EntropyRecorder, EntropyRegularizer
@@ -46,6 +48,8 @@ class TrainingResult:
     verdict: what ``aero.entropy.verdict`` says of these entropies.
     largest_logits: on the same text, the largest |attention logit| of every head in layers that bound them, else None.
     warning_step: after how many steps the early warning cut the learning rate; None if it did not.
+    tokens_per_second, mfu: of the training loop in this process (``throughput``); None while unknown.
+    sources: SHA-256 of the weights of the model it started from ("start") and of the teacher, where there is one.
     corpus_sha256, tokenizer_sha256: what it was trained on and with.
     versions: of Python and libraries. date: UTC, ISO 8601. commit: of the source, None outside a git checkout.
     """
@@ -61,6 +65,9 @@ class TrainingResult:
     verdict: str | None
     largest_logits: list[list[float] | None] | None = None
     warning_step: int | None = None
+    tokens_per_second: float | None = None
+    mfu: float | None = None
+    sources: dict[str, str] = field(default_factory=dict)
     corpus_sha256: str
     tokenizer_sha256: str
     versions: dict[str, str]
@@ -79,6 +86,8 @@ def train(
     *,
     force: bool = False,
     resume: bool = False,
+    start_from: Path | None = None,
+    teacher: Path | None = None,
     progress: Progress | None = None,
     on_warning: Literal["stop", "cut"] | None = None,
     listeners: Sequence[Listener] = (),
@@ -92,6 +101,9 @@ def train(
     the same losses.
 
     force: replace a run that is already there. resume: continue an interrupted one from its last checkpoint.
+    start_from: folder of a trained model whose weights the run starts from, converted to the recipe's choices.
+    teacher: folder of a trained model to learn from, as the recipe's ``distill`` says; needed with it and only then.
+        With either, the tokenizer is that model's.
     on_warning: what to do when head entropies announce a divergence: ``stop`` the run, which then raises AeroError, or
         ``cut`` the learning rate (``EntropyCallback``). None watches nothing.
     listeners: called with every record of entropies.
@@ -109,9 +121,11 @@ def train(
     from transformers.trainer_callback import PrinterCallback
     from transformers.utils import logging
 
+    from aero.eliminate.convert import converted
     from aero.entropy import EarlyWarning
-    from aero.model import AeroConfig, AeroForCausalLM
+    from aero.model import AeroConfig, AeroForCausalLM, load_pretrained
     from aero.train.callbacks import Anneal, Report
+    from aero.train.distill import DistillTrainer
     from aero.train.loop import AeroTrainer, SequenceDataset, checkpoints, training_arguments
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -119,8 +133,14 @@ def train(
     manifest = load_manifest(corpus_dir)
     model_config = recipe.model
     state = PartialState()
+    if (teacher is None) != (recipe.distill is None):
+        raise AeroError("A teacher and a recipe that says what to learn from it belong together: give both or neither.")
+    origin = start_from or teacher
     with state.main_process_first():
-        tokenizer = train_tokenizer(corpus_dir, manifest, model_config.vocab_size, progress)
+        if origin is None:
+            tokenizer = train_tokenizer(corpus_dir, manifest, model_config.vocab_size, progress)
+        else:
+            tokenizer = load_tokenizer(origin)
         sequences: dict[Split, Sequences] = {
             split: load_sequences(corpus_dir, manifest, split, tokenizer, model_config.context, progress)
             for split in ("train", *HELD_OUT)
@@ -134,6 +154,9 @@ def train(
     set_seed(recipe.seed)
     ends = {name: tokenizer.eos_token_id for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     model = AeroForCausalLM(AeroConfig.of(model_config, **ends))
+    if start_from is not None:
+        model.decoder.load_state_dict(converted(load_pretrained(start_from).decoder, model_config).state_dict())
+    sources = {"start": start_from, "teacher": teacher}
     regularizer = _regularizer(recipe)
     base = TrainingResult(
         finished=False,
@@ -145,6 +168,7 @@ def train(
         perplexity={},
         head_entropy=None,
         verdict=None,
+        sources={name: _digest(folder) for name, folder in sources.items() if folder is not None},
         corpus_sha256=manifest.sha256,
         tokenizer_sha256=tokenizer_digest(tokenizer),
         versions={"python": platform.python_version()}
@@ -167,7 +191,8 @@ def train(
                 write_json(folder / TRAINING, base.to_dict())
 
     recorder = _recorder(recipe, on_warning)
-    trainer = AeroTrainer(
+    kind: Any = AeroTrainer if teacher is None else partial(DistillTrainer, teacher=load_pretrained(teacher))
+    trainer: AeroTrainer = kind(
         model,
         args,
         recipe,
@@ -204,6 +229,8 @@ def train(
                 "seconds": seconds,
                 "losses": report.losses,
                 "warning_step": trainer.entropy.alarm_step,
+                "tokens_per_second": report.tokens_per_second,
+                "mfu": report.mfu,
             }
         )
         _write(out_dir, model, tokenizer, regularizer, recorder, result)
@@ -317,9 +344,23 @@ def _require_same_run(out: Path, now: TrainingResult) -> None:
     before = load_result(out)
     if before.finished:
         raise AeroError(f"The run in {out} is finished: there is nothing to resume.")
-    for name, what in (("recipe", "recipe"), ("corpus_sha256", "corpus"), ("tokenizer_sha256", "tokenizer")):
+    compared = {"recipe": "recipe", "corpus_sha256": "corpus", "tokenizer_sha256": "tokenizer", "sources": "origin"}
+    for name, what in compared.items():
         if getattr(before, name) != getattr(now, name):
             raise AeroError(f"The run in {out} has another {what}: resume it with the one it was started with.")
+
+
+def _digest(folder: Path) -> str:
+    """SHA-256 of the weights in ``folder``, all files of them. Raises AeroError if there are none."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise AeroError(f"{folder} holds no weights: name a folder that aero train wrote.")
+    total = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            while block := file.read(2**20):
+                total.update(block)
+    return total.hexdigest()
 
 
 def _commit() -> str | None:
