@@ -42,7 +42,8 @@ def refused(done: subprocess.CompletedProcess[str], words: str) -> None:
     [
         (["generate", "no/such/folder", "--prompt", "x"], "no model folder no/such/folder"),
         (["bench", "gpt2-tiny", "--protocol", "spdz"], "Unknown protocol 'spdz'"),
-        (["bench", "gpt2-tiny", "--protocol", "semi2k"], "semi2k-insecure"),
+        (["party", "--rank", "0", "--protocol", "semi2k", "--parties", "a:1,b:3"], "needs a dealer"),
+        (["party", "--rank", "0", "--protocol", "semi2k", "--parties", "a:1,b:3", "--dealer", "x"], "--dealer-key"),
         (["bench", "gpt2-tiny:SM+XYZ"], "unknown architecture"),
         (["bench", "gpt2-tiny", "--tokens", "129"], "context is 128"),
         (["bench", "gpt2-tiny", "--embedding", "public"], "Unknown embedding"),

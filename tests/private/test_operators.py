@@ -7,7 +7,7 @@ trained models make them: small random ones hide errors.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, get_args
@@ -25,6 +25,7 @@ from aero.eliminate.fold import fold
 from aero.model.decoder import Decoder
 from aero.model.norm import set_static_blend
 from aero.private import nonlinear, program, softmax
+from aero.private.dealer.process import DealerProcess
 from aero.private.engine import FRACTION_BITS, runtime_config
 from aero.private.protocols import PROTOCOLS, protocol_named
 
@@ -35,7 +36,20 @@ Array = np.ndarray
 @lru_cache
 def parties(protocol: str) -> Any:
     chosen = protocol_named(protocol)
-    return simulation.Simulator(len(chosen.roles), runtime_config(chosen, threads=1))
+    access = dealer().access if chosen.dealer else None
+    return simulation.Simulator(len(chosen.roles), runtime_config(chosen, 1, access))
+
+
+@lru_cache
+def dealer() -> DealerProcess:
+    return DealerProcess()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def dealer_ends() -> Iterator[None]:
+    yield
+    if dealer.cache_info().currsize:
+        dealer().stop()
 
 
 def draw(*shape: int, scale: float = 1.0, seed: int = 0) -> Array:

@@ -27,8 +27,8 @@ ProtocolName = Annotated[
     str,
     typer.Option(
         "--protocol",
-        help="aby3 (three parties, honest majority), cheetah (two parties, no dealer), "
-        "or semi2k-insecure (a cost study that protects nothing).",
+        help="aby3 (three parties, honest majority), cheetah (two parties, no dealer), semi2k (two parties and a "
+        "dealer that sides with neither), or semi2k-insecure (a cost study that protects nothing).",
     ),
 ]
 Embedding = Annotated[
@@ -158,6 +158,13 @@ def party(
     new_tokens: Annotated[int, typer.Option(min=1, help="Rank 1: how many tokens to generate.")] = 16,
     embedding: Embedding = "private",
     gelu: Gelu = "polynomial",
+    dealer: Annotated[str | None, typer.Option(help="semi2k: where the dealer is, host:port.")] = None,
+    dealer_key: Annotated[Path | None, typer.Option(help="semi2k: the dealer's public key, from its owner.")] = None,
+    dealer_ca: Annotated[
+        Path | None, typer.Option(help="semi2k: PEM certificate that the dealer must show, or its authority.")
+    ] = None,
+    certificate: Annotated[Path | None, typer.Option(help="semi2k, rank 0: PEM certificate for the dealer.")] = None,
+    certificate_key: Annotated[Path | None, typer.Option(help="semi2k, rank 0: PEM key of the certificate.")] = None,
     wait: Wait = 120.0,
 ) -> None:
     """Run one party alone, to be joined by the others from other terminals or hosts.
@@ -189,6 +196,7 @@ def party(
         embedding=_embedding(embedding),
         gelu=_gelu(gelu),
         model=model if role == "model" else None,
+        dealer=_dealer(chosen.dealer, dealer, dealer_key, (dealer_ca, certificate, certificate_key)),
     )
     _need_engine()
     Console(stderr=True).print(f"{role}: {chosen.trust.name}; waiting up to {wait:g} s for the others")
@@ -359,6 +367,30 @@ def _address(text: str) -> Any:
     if not separator or not port.isdigit() or not 0 < int(port) < 65535:
         raise AeroError(f"{text!r} is not host:port with a port from 1 to 65534.")
     return Address(host, int(port), int(port) + 1)
+
+
+def _dealer(wanted: bool, place: str | None, key: Path | None, tls: tuple[Path | None, ...]) -> Any:
+    from aero.private.dealer.access import DealerAccess, read_public_key
+
+    if not wanted:
+        return None
+    if place is None or key is None:
+        raise AeroError("Protocol semi2k needs a dealer: name it with --dealer and its public key with --dealer-key.")
+    host, _, port = place.strip().rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise AeroError(f"{place!r} is not host:port with a port from 1 to 65535.")
+    for file in tls:
+        if file is not None and not file.is_file():
+            raise AeroError(f"There is no file {file}.")
+    authority, certificate, secret = (None if file is None else str(file.resolve()) for file in tls)
+    return DealerAccess(
+        host=host,
+        port=int(port),
+        public_key=read_public_key(key),
+        authority=authority,
+        certificate=certificate,
+        secret=secret,
+    )
 
 
 def _need_engine() -> None:

@@ -71,11 +71,11 @@ class Session:
     def run(self) -> None:
         """Everything. Raises AeroError for what the user can mend."""
         job = self.job
-        model = self._load() if self.role == "model" else None
         if self.protocol.dealer and job.dealer is None:
             raise AeroError(f"Protocol {job.protocol} needs a dealer: name it with --dealer and --dealer-key.")
         if self.dealer is not None:
             self.dealer.connect(job.wait_seconds, self._lost_dealer)
+        model = self._load() if self.role == "model" else None
         self.watch.connect(job.wait_seconds)
         addresses = [str(address) for address in job.parties]
         self.engine = Engine(

@@ -6,16 +6,12 @@ sequence of the point (x, y), the check value and the masked text.
 
 from __future__ import annotations
 
-import base64
-import textwrap
-
 import gmalg
 from cryptography.hazmat import asn1
 
-SEED_BYTES = 16
+from aero.private.dealer.access import write_public_key
 
-# SubjectPublicKeyInfo up to the point: an elliptic-curve key (1.2.840.10045.2.1) on curve SM2 (1.2.156.10197.1.301).
-_PUBLIC_HEAD = bytes.fromhex("3059301306072a8648ce3d020106082a811ccf5501822d034200")
+SEED_BYTES = 16
 
 
 @asn1.sequence
@@ -35,9 +31,7 @@ class KeyPair:
     def __init__(self) -> None:
         secret, point = gmalg.SM2().generate_keypair()
         self._secret = gmalg.SM2(secret)
-        body = base64.b64encode(_PUBLIC_HEAD + point).decode()
-        lines = ["-----BEGIN PUBLIC KEY-----", *textwrap.wrap(body, 64), "-----END PUBLIC KEY-----"]
-        self.public = "\n".join(lines) + "\n"
+        self.public = write_public_key(point)
 
     def decrypt(self, ciphertext: bytes) -> bytes:
         """The 16-byte seed in ``ciphertext``. Raises ValueError if it is not one encrypted for this key."""

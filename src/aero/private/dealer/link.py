@@ -76,9 +76,13 @@ class DealerLink:
         """What to tell people when the dealer is gone and the run was ``at`` that point."""
         return f"The dealer ({self.access}) is gone; the run ended at {at}. Start it and all parties again."
 
+    def there(self) -> bool:
+        """Whether the dealer answers. Raises AeroError if its certificate is not the one that it must show."""
+        return self._told() is not None
+
     def blamed(self, error: Exception, at: str) -> str | None:
         """What to tell people if the dealer is the cause of the engine's ``error``; None if it is not."""
-        if self._told() is None:
+        if not self.there():
             return self.gone(at)
         refusal = _REFUSAL.search(str(error))
         return None if refusal is None else f"The dealer refused what {at} needs: {refusal[1]}."
@@ -95,9 +99,12 @@ class DealerLink:
         host, port = self.access.host, self.access.port
         if self.access.authority is None:
             return http.client.HTTPConnection(host, port, timeout=5.0)
-        return http.client.HTTPSConnection(
-            host, port, timeout=5.0, context=ssl.create_default_context(cafile=self.access.authority)
-        )
+        context = ssl.create_default_context(cafile=self.access.authority)
+        # As the engine has it: the certificate counts, whatever name it bears.
+        context.check_hostname = False
+        if self.access.certificate is not None:
+            context.load_cert_chain(self.access.certificate, self.access.secret)
+        return http.client.HTTPSConnection(host, port, timeout=5.0, context=context)
 
     def _told(self) -> dict[str, Any] | None:
         # Under the lock: this short connection must not be counted as one of the engine's.
