@@ -17,6 +17,7 @@ pytest.importorskip("spu")
 from aero.private.watch import free_ports
 from aero.serve.template import create
 
+AERO = (sys.executable, "-c", "from aero.cli import main; main()")
 MODEL = "gpt2-tiny:SM+ScFuFFN"
 
 
@@ -80,7 +81,7 @@ class Deployment:
         """Run ``aero`` with the arguments, as the role's process, with its log in a file."""
         with (self.home / f"{role}.log").open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-c", "from aero.cli import main; main()", *arguments],
+                [*AERO, *arguments],
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
@@ -102,13 +103,26 @@ class Deployment:
     def ask(self, *arguments: str, timeout: float = 150.0) -> subprocess.CompletedProcess[str]:
         """``aero ask`` as the client."""
         return subprocess.run(
-            [sys.executable, "-c", "from aero.cli import main; main()", "ask", "--config", str(self.config("client")), *list(arguments)],
+            [*AERO, "ask", "--config", str(self.config("client")), *arguments],
             capture_output=True,
             text=True,
             timeout=timeout,
             check=False,
             stdin=subprocess.DEVNULL,
         )
+
+    def offer(self) -> int:
+        """Start the client's endpoint on a free port and wait until it has a session; the port."""
+        port = free_ports(1)[0]
+        self.start("client", "endpoint", "--config", str(self.config("client")), "--port", str(port))
+        self.wait_for("client", '"endpoint"', 120.0)
+        return port
+
+    def party(self, role: str) -> int:
+        """The process of the role's party in its session."""
+        found = children(self.processes[role].pid)
+        assert len(found) == 1
+        return found[0]
 
     def stop(self) -> None:
         """Kill whatever still runs."""

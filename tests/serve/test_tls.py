@@ -56,6 +56,11 @@ async def exchange(
     return callers
 
 
+async def ping(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await frames.write(writer, Ping())
+    await frames.read(reader)
+
+
 def refused(server: Certificate, client: Certificate, trusts: list[Certificate]) -> None:
     """The server ends the connection, and its program never sees the caller."""
 
@@ -65,8 +70,7 @@ def refused(server: Certificate, client: Certificate, trusts: list[Certificate])
         async with listening(taken) as (port, callers):
             reader, writer = await connect("127.0.0.1", port, calling, server.fingerprint, "The server")
             with pytest.raises(BrokenLinkError, match="closed the connection"):
-                await frames.write(writer, Ping())
-                await frames.read(reader)
+                await ping(reader, writer)
             writer.close()
         return callers
 

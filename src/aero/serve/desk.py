@@ -100,11 +100,13 @@ class Desk:
         task.add_done_callback(self._tasks.discard)
         return ticket
 
-    async def leave(self, ticket: Ticket) -> None:
-        """Whoever asked does not want the rest."""
+    def leave(self, ticket: Ticket) -> None:
+        """Whoever asked does not want the rest. Waits for nothing: this runs when a connection has been cut."""
         ticket.unwanted = True
         if ticket.answer is not None and ticket.answer.ended is None and self._client is not None:
-            await self._client.stop()
+            task = asyncio.ensure_future(self._client.stop())
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
     async def _serve(self, ticket: Ticket, request: Request, stop: Sequence[str]) -> None:
         # A task of its own: a browser that goes away must not leave the parties in the middle of a pass.

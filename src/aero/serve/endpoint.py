@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from importlib import resources
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -135,7 +135,7 @@ class Endpoint:
                     raise RequestError(str(piece), 503, "session_failed")
                 text += piece
         finally:
-            await self.desk.leave(ticket)
+            self.desk.leave(ticket)
         answer = ticket.answer
         assert answer is not None
         ended = answer.ended or "stop"
@@ -145,7 +145,7 @@ class Endpoint:
 
     async def _stream(
         self, ticket: Ticket, identity: str, created: int, prompt_tokens: int, *, chat: bool, counted: bool
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         model, first = self.desk.model, True
         try:
             while (piece := await ticket.pieces.get()) is not None:
@@ -165,13 +165,14 @@ class Endpoint:
                 yield wire.counted(identity, model, created, prompt_tokens, answer.cost, chat=chat)
             yield wire.DONE
         finally:
-            await self.desk.leave(ticket)
+            self.desk.leave(ticket)
 
 
-async def _chain(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    yield first
-    async for piece in rest:
-        yield piece
+async def _chain(first: bytes, rest: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    async with aclosing(rest):
+        yield first
+        async for piece in rest:
+            yield piece
 
 
 async def _body(request: HttpRequest) -> bytes:
