@@ -9,7 +9,7 @@ A row is a name of ``aero.config.architecture`` with changes behind an @, severa
 
 Data: Python source of the running environment (``stability_corpus.py``). Recipe: arXiv 2501.03489, section 5: AdamW at
 1e-3 with eps 1e-8, weight decay 0.1 on matrices, 5 % warm-up, linear decay, gradient norm clipped at 1; bf16 on CUDA.
-Static norms are blended to constants between 35 and 65 % of the steps.
+Static norms follow ``StaticSchedule()``; bounded and power attention pay for logits beyond their bound.
 """
 
 from __future__ import annotations
@@ -32,12 +32,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from aero.config import SHAPES, Linear, ModelConfig, architecture, architecture_names, shape_named
+from aero.eliminate.anneal import Annealing, StaticSchedule
 from aero.entropy import EntropyRegularizer, EntropyRegularizerConfig, bucket_shares, head_entropy, verdict
 from aero.entropy.regularizer import Reduction
 from aero.files import write_json
-from aero.model.decoder import Decoder
+from aero.model.decoder import Decoder, DecoderOutput
 from aero.model.init import learning_rate_factors, start_alpha, undecayed
-from aero.model.norm import set_static_blend
+from aero.model.logits import PENALTY_STRENGTH
+from aero.model.norm import static_deviation
 from stability_corpus import Corpus, batches, load_corpus
 
 ROWS = [
@@ -55,7 +57,6 @@ EVERY = 10
 """Steps between two points of the recorded curve."""
 PROBE = 32
 """Sequences whose entropies and activations are looked at."""
-BLEND = (0.35, 0.65)
 WARM_UP = 0.05
 
 
@@ -105,10 +106,21 @@ def learning_rate(step: int, steps: int) -> float:
     return (step + 1) / warm if step < warm else (steps - step) / (steps - warm)
 
 
-def static_blend(step: int, steps: int) -> float:
-    """Blend of the static norms at ``step``."""
-    first, last = BLEND
-    return min(1.0, max(0.0, (step / steps - first) / (last - first)))
+def schedules(config: ModelConfig) -> Annealing:
+    """What a run of ``config`` takes away while it trains."""
+    static = any(layer.attention_norm.startswith("static") for layer in config.layers)
+    return Annealing(static=StaticSchedule() if static else None)
+
+
+def penalty(model: Decoder, out: DecoderOutput, annealing: Annealing) -> Tensor | float:
+    """What the loss holds beside the cross-entropy, as ``AeroForCausalLM`` has it."""
+    total: Tensor | float = 0.0
+    if out.logit_penalty is not None:
+        total = total + PENALTY_STRENGTH * out.logit_penalty
+    deviation = static_deviation(model)
+    if deviation is not None and annealing.static is not None:
+        total = total + annealing.static.deviation * deviation
+    return total
 
 
 def train(row: Row, corpus: Corpus, arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
@@ -130,24 +142,24 @@ def train(row: Row, corpus: Corpus, arguments: argparse.Namespace, seed: int) ->
     norms = torch.full((steps,), math.nan, device=device)
     penalties = torch.zeros(steps, device=device)
     looks = [{"step": 0, **look(model, corpus, device)}]
-    started, first_nan, blend = time.perf_counter(), None, -1.0
+    started, first_nan, annealing = time.perf_counter(), None, schedules(row.config)
+    bounds = any(layer.bounds_logits for layer in row.config.layers)
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = arguments.lr * group["factor"] * learning_rate(step, steps)
-        if static_blend(step, steps) != blend:
-            blend = static_blend(step, steps)
-            set_static_blend(model, blend)
+        annealing.apply(model, step, steps)
         total = torch.zeros((), device=device)
         for _ in range(arguments.accumulate):
             windows = next(source).to(device, non_blocking=True).long()
             with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                out = model(windows[:, :-1], with_entropy=regularizer is not None)
+                out = model(windows[:, :-1], with_entropy=regularizer is not None, with_logits=bounds)
                 loss = loss_of(out.logits, windows[:, 1:])
             total += loss.detach() / arguments.accumulate
+            loss = loss + penalty(model, out, annealing)
             if regularizer is not None and out.entropies is not None:
-                penalty = regularizer(out.entropies)
-                penalties[step] += penalty.detach() / arguments.accumulate
-                loss = loss + penalty
+                charged = regularizer(out.entropies)
+                penalties[step] += charged.detach() / arguments.accumulate
+                loss = loss + charged
             (loss / arguments.accumulate).backward()
         losses[step] = total
         norms[step] = nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -160,6 +172,7 @@ def train(row: Row, corpus: Corpus, arguments: argparse.Namespace, seed: int) ->
                 break
         if (step + 1) % max(EVERY, steps // 5) == 0:
             looks.append({"step": step + 1, **look(model, corpus, device)})
+    annealing.apply(model, steps, steps)
     finite = losses[: first_nan if first_nan is not None else steps].tolist()
     survived = first_nan is None
     return {

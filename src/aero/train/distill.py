@@ -42,7 +42,8 @@ class DistillTrainer(AeroTrainer):
                     f"{getattr(ours, name)}."
                 )
         teacher.eval()  # type: ignore[no-untyped-call]
-        self.teacher = teacher.requires_grad_(False).to(self.args.device)
+        frozen: nn.Module = teacher.requires_grad_(False)
+        self.teacher = frozen.to(self.args.device)
 
     def compute_loss(
         self,
