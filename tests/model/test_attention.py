@@ -134,6 +134,31 @@ def test_logits_near_the_bound_are_charged(block: int, shifted: bool, monkeypatc
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.parametrize("what", ["penalty", "power"])
+def test_long_contexts_keep_nothing_of_the_scores(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    length = 256
+    monkeypatch.setattr(logits, "BLOCK_SCORES", 2 * 16 * length)
+    monkeypatch.setattr(power, "WHOLE_SCORES", 2 * 16 * length)
+    q, k, v = (random(1, 2, length, 8, seed=seed).requires_grad_() for seed in range(3))
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes() // 8
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        if what == "penalty":
+            result, _ = logit_excess(q, k, offset=None, bound=1.0)
+        else:
+            out, entropy = power_attention(q, k, v, offset=torch.ones(2).double(), power=2, with_entropy=True)
+            assert entropy is not None
+            result = out.sum() + entropy.sum()
+    assert sum(kept.values()) < 5 * q.numel()  # a score matrix alone is 32 times q
+    result.backward()
+    assert q.grad is not None
+    assert bool(q.grad.isfinite().all())
+
+
 def test_logits_above_the_diagonal_cost_nothing() -> None:
     q, k = torch.full((1, 1, 3, 1), 10.0), torch.tensor([0.0, 0.0, 10.0]).view(1, 1, 3, 1)
     penalty, largest = logit_excess(q[:, :, :2], k[:, :, :2], offset=None, bound=8.0)
