@@ -20,11 +20,11 @@ pytest.importorskip("spu")
 import spu.utils.simulation as simulation
 from tests.eliminate.test_fold import small
 
-from aero.config import GeluForm, architecture, architecture_names
+from aero.config import POWER_FLOOR, GeluForm, architecture, architecture_names
 from aero.eliminate.fold import fold
 from aero.model.decoder import Decoder
 from aero.model.norm import set_static_blend
-from aero.private import nonlinear, program, softmax
+from aero.private import attention, exponent, nonlinear, program, softmax
 from aero.private.dealer.process import DealerProcess
 from aero.private.engine import FRACTION_BITS, runtime_config
 from aero.private.protocols import PROTOCOLS, protocol_named
@@ -119,6 +119,35 @@ PEAK = row_maximum(SCORES).astype(np.float32)
 WEIGHTS = np.exp(np.minimum(SCORES - PEAK, 0)).astype(np.float32) * np.tril(np.ones((12, 12), np.float32))
 
 
+TRIANGLE = softmax.Triangle(6, 9)
+WIDE = np.linspace(-7.5, 7.5, 288, dtype=np.float32).reshape(2, 12, 12)
+OFFSET = np.array([0.5, -0.5], np.float32)
+
+
+def in_blocks(scores: Array) -> Array:
+    """Zeros where no block of the triangle reaches."""
+    queries, keys = scores.shape[1:]
+    triangle = softmax.Triangle(queries, keys)
+    reached = np.asarray(triangle.unpack(np.ones((1, triangle.packed), np.float32)))
+    return scores * reached
+
+
+def packed(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function`` of packed scores as one of a square of them."""
+
+    def of_square(scores: Any, *others: Any) -> Any:
+        triangle = softmax.Triangle(*scores.shape[1:])
+        return function(triangle.pack(scores), *others, triangle=triangle)
+
+    of_square.func = function  # type: ignore[attr-defined]
+    return of_square
+
+
+def powers(power: int, scores: Array) -> Array:
+    raised = (scores.astype(np.float64) + OFFSET[:, None, None]) ** power + POWER_FLOOR
+    return np.tril(raised) * float(softmax.power_scale(power)) ** power
+
+
 @dataclass(frozen=True)
 class Case:
     """function: what the parties compute on ``inputs``; exact: what it should be; bound: on the absolute error.
@@ -156,37 +185,55 @@ CASES = {
         2e-4,
     ),
     "rotary": Case(
-        lambda q, k: np_concatenate(program._rotate(q, k, rotation=ROTATION)),
+        lambda q, k: np_concatenate(attention.rotate(q, k, rotation=ROTATION)),
         (draw(2, 6, 6, scale=5), draw(1, 6, 6, scale=5)),
         rotated(draw(2, 6, 6, scale=5), draw(1, 6, 6, scale=5)),
         1e-4,
     ),
     "temperature": Case(
-        partial(program._temper, past=2),
+        partial(attention.temper, first=2),
         (draw(2, 5, 8, scale=5), np.abs(draw(2, 9, scale=3))),
         draw(2, 5, 8, scale=5) * np.abs(draw(2, 9, scale=3))[:, 2:7, None],
         1e-4,
     ),
     "scores": Case(
-        partial(program._scores, group=2),
+        lambda q, k: TRIANGLE.unpack(attention.scores(q, k)),
         (draw(4, 6, 16, scale=3), draw(2, 9, 16, scale=3)),
-        heads(draw(4, 6, 16, scale=3)) @ heads(draw(2, 9, 16, scale=3), 2).transpose(0, 2, 1),
+        in_blocks(heads(draw(4, 6, 16, scale=3)) @ heads(draw(2, 9, 16, scale=3), 2).transpose(0, 2, 1)),
         2e-4,
     ),
+    "scores, heads together": Case(
+        lambda q, k: TRIANGLE.unpack(attention.scores(q, k, together=2)),
+        (draw(3, 6, 16, scale=3), draw(3, 9, 16, scale=3)),
+        in_blocks(heads(draw(3, 6, 16, scale=3)) @ heads(draw(3, 9, 16, scale=3)).transpose(0, 2, 1)),
+        2e-4,
+    ),
+    "values, heads together": Case(
+        partial(attention.values, kv_heads=3, together=2),
+        (np.abs(draw(3, 6, 9)), draw(4, 9, 16, scale=10)),
+        heads(np.abs(draw(3, 6, 9))) @ heads(draw(4, 9, 16, scale=10)[:3]),
+        2e-4,
+    ),
+    "uniform heads": Case(
+        partial(attention.averages, first=1, queries=6, group=2),
+        (draw(3, 9, 16, scale=10),),
+        np.repeat(heads(draw(3, 9, 16, scale=10)[1:]).cumsum(1)[:, 3:] / np.arange(4, 10)[:, None], 2, axis=0),
+        1e-4,
+    ),
     "values": Case(
-        partial(program._values, group=2),
+        partial(attention.values, kv_heads=2),
         (np.abs(draw(4, 6, 9)), draw(2, 9, 16, scale=10)),
         heads(np.abs(draw(4, 6, 9))) @ heads(draw(2, 9, 16, scale=10), 2),
         2e-4,
     ),
     "softmax maximum": Case(softmax.row_maximum, (SCORES,), row_maximum(SCORES), 4 * UNIT),
     "softmax maximum, saturated": Case(softmax.row_maximum, (SATURATED,), row_maximum(SATURATED), 4 * UNIT),
-    "softmax exponent": Case(softmax.attention_weights, (SCORES, PEAK), WEIGHTS, 3e-4),
+    "softmax exponent": Case(packed(softmax.attention_weights), (SCORES, PEAK), WEIGHTS, 3e-4),
     "softmax reciprocal": Case(
         softmax.row_reciprocal, (WEIGHTS,), 1 / WEIGHTS.sum(-1, keepdims=True, dtype=np.float64), 1e-4
     ),
     "softmax normalise": Case(
-        program._normalise,
+        attention.normalise,
         (draw(2, 6, 8, scale=30), np.abs(draw(2, 6, 1))),
         (draw(2, 6, 8, scale=30) * np.abs(draw(2, 6, 1))).transpose(1, 0, 2).reshape(6, -1),
         1e-4,
@@ -194,6 +241,18 @@ CASES = {
     "softmax": Case(softmax.causal_softmax, (SCORES,), softmax_rows(SCORES), 5e-4),
     "softmax, saturated": Case(softmax.causal_softmax, (SATURATED,), softmax_rows(SATURATED), 5e-4),
     "softmax, one query": Case(softmax.causal_softmax, (CACHED,), softmax_rows(CACHED), 5e-4),
+    "power, squared": Case(
+        packed(partial(softmax.power_weights, power=2)),
+        (np.float32(softmax.power_scale(2) * WIDE), OFFSET * np.float32(softmax.power_scale(2))),
+        powers(2, WIDE),
+        1e-4,
+    ),
+    "power, to the fourth": Case(
+        packed(partial(softmax.power_weights, power=4)),
+        (np.float32(softmax.power_scale(4) * WIDE), OFFSET * np.float32(softmax.power_scale(4))),
+        powers(4, WIDE),
+        4e-3,
+    ),
     "layernorm": Case(nonlinear.layernorm, (SIZES, np.float32(1e-3)), layernorm(SIZES, np.float32(1e-3)), 3e-3),
     "rmsnorm": Case(nonlinear.rms, (SIZES, np.float32(1e-3)), rms(SIZES, np.float32(1e-3)), 3e-3),
     "gelu": Case(partial(nonlinear.gelu_by_polynomial, erf=True), (LINE,), erf_gelu(LINE), 1e-3),
@@ -204,6 +263,24 @@ CASES = {
     "square": Case(nonlinear.square, (LINE,), LINE.astype(np.float64) ** 2, 4e-4),
     "silu": Case(nonlinear.silu, (LINE[:401],), LINE[:401] / (1 + np.exp(-LINE[:401].astype(np.float64))), 1e-2),
 }
+
+
+for form in exponent.FORMS:
+    logits = np.linspace(-form.bound, form.bound, 288).reshape(2, 12, 12)
+    exact = np.exp(logits) * exponent.WEIGHT
+    CASES[f"softmax exponent, bounded by {form.bound:g}"] = Case(
+        packed(partial(softmax.bounded_weights, form=form)),
+        (np.float32(form.scale * logits),),
+        np.tril(exact),
+        1.2 * form.error * exact.max() + 4 * UNIT,
+    )
+    sums = np.tril(np.floor(exact[:, ::-1, ::-1] / UNIT) * UNIT)  # what fixed point holds
+    CASES[f"softmax reciprocal, bounded by {form.bound:g}"] = Case(
+        partial(softmax.bounded_reciprocal, ends=softmax.bounded_ends(form)),
+        (np.float32(sums),),
+        1 / sums.sum(-1, keepdims=True),
+        5e-5 / sums.sum(-1).min() + 10 * UNIT,
+    )
 
 
 def np_concatenate(parts: tuple[Any, ...]) -> Any:
@@ -223,8 +300,10 @@ def test_an_operator_keeps_its_bound(operator: str, protocol: str) -> None:
 
 def test_every_kind_of_step_is_covered() -> None:
     """A new operator of the program has to get its bound here; only those that move numbers need none."""
-    movers = {program._split, program._keep, program._extend, program._enter, program._last, program._rotate}
+    movers = {program._enter, program._last, program._halves, attention.split, attention.keep, attention.extend}
+    movers |= {attention.side_by_side}
     covered = {underlying(case.function) for case in CASES.values()} | {program._add}  # as exact as the sum of three
+    covered |= {attention.rotate, attention.scores, softmax.packed_maximum}  # in cases of another shape
     for shape in ("gpt2-tiny", "llama-tiny"):
         for row in architecture_names():
             decoder = Decoder(small(architecture(row, shape)))
@@ -237,5 +316,6 @@ def test_every_kind_of_step_is_covered() -> None:
 
 
 def underlying(function: Callable[..., Any]) -> Callable[..., Any]:
-    found: Callable[..., Any] = getattr(function, "func", function)
-    return found
+    while hasattr(function, "func"):
+        function = function.func
+    return function

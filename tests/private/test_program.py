@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -9,12 +12,15 @@ pytest.importorskip("jax")
 
 from tests.eliminate.test_fold import disturbed, small
 
-from aero.config import architecture
+from aero.config import ModelConfig, architecture
 from aero.eliminate import plain
 from aero.eliminate.fold import fold
 from aero.private.program import WORKING, Program, freed, run_plain
 
-ROWS = ["SM+LN+G", "SM+LN+R", "SM+L", "SM(t)+ScFuFFN", "static+bilinear", "static+square", "SM+ScFuFFN_i1"]
+ROWS = [
+    "SM+LN+G", "SM+LN+R", "SM+L", "SM(t)+ScFuFFN", "static+bilinear", "static+square", "SM+ScFuFFN_i1",
+    "static+bilinear+bounded", "static+bilinear+power",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("one_hot", [True, False])
@@ -31,13 +37,63 @@ def test_prefill_and_cached_tokens_give_the_models_logits(shape: str, row: str, 
         rows = model.weights["embedding"][tokens]
         if model.config.learned_positions:
             rows = rows + model.weights["positions"][: len(tokens)]
-    state = {name: np.float32(model.weights[name]) for name in program.weights}
+    state = {name: np.float32(value) for name, value in program.layout.pack(model.weights).items()}
     state = run_plain(program.forward(0, 11), {**state, "tokens": np.float32(rows[:11])})
     scale = np.abs(expected).max()
     np.testing.assert_allclose(state["logits"][0] / scale, expected[10] / scale, atol=2e-3)
     for past in (11, 12, 13):
         state = run_plain(program.forward(past, 1), {**state, "tokens": np.float32(rows[past : past + 1])})
         np.testing.assert_allclose(state["logits"][0] / scale, expected[past] / scale, atol=2e-3)
+
+
+def attending(shape: str, **choices: Any) -> ModelConfig:
+    base = small(architecture("static+bilinear", shape))
+    return base.with_layers(lambda layer: replace(layer, **choices))
+
+
+KINDS = [
+    ({"attention": "bounded", "logit_bound": bound}, together) for bound in (2.0, 3.0, 4.0, 6.0, 8.0, 30.0)
+    for together in ((1, 1), (2, 3))
+] + [
+    ({"attention": "power", "power": 2}, (3, 1)),
+    ({"attention": "power", "power": 4}, (1, 4)),
+    ({"attention": "power", "uniform_heads": (0, 1)}, (2, 1)),
+    ({"attention": "bounded", "uniform_heads": (2, 3), "temperature": True}, (2, 1)),
+    ({"uniform_heads": (0, 1)}, (1, 1)),
+    ({"uniform_heads": (0, 1, 2, 3)}, (1, 1)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("choices", "together"), KINDS)
+@pytest.mark.parametrize("shape", ["gpt2-tiny", "llama-tiny"])
+def test_every_kind_of_attention_and_several_rows_of_logits(
+    shape: str, choices: dict[str, Any], together: tuple[int, int]
+) -> None:
+    model = fold(disturbed(attending(shape, **choices), seed=3))
+    tokens = np.random.default_rng(0).integers(0, model.config.vocab_size, 13)
+    expected = plain.logits(model, tokens)
+    program = Program(model.config, model.rotation, one_hot=True, together=together)
+    rows = np.float32(np.eye(model.config.vocab_size)[tokens])
+    state = {name: np.float32(value) for name, value in program.layout.pack(model.weights).items()}
+    state = run_plain(program.forward(0, 9, 9), {**state, "tokens": rows[:9]})
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(state["logits"] / scale, expected[:9] / scale, atol=2e-3)
+    for name in program.cache:
+        assert state[name].shape == program.cache_shape(name, 9)
+    state = run_plain(program.forward(9, 1), {**state, "tokens": rows[9:10]})
+    np.testing.assert_allclose(state["logits"] / scale, expected[9:10] / scale, atol=2e-3)
+    state = run_plain(program.forward(10, 3, 2), {**state, "tokens": rows[10:]})
+    np.testing.assert_allclose(state["logits"] / scale, expected[11:] / scale, atol=2e-3)
+
+
+def test_the_last_layer_computes_only_what_is_read() -> None:
+    model = fold(disturbed(small(architecture("static+bilinear+bounded", "gpt2-tiny"))))
+    program = Program(model.config, model.rotation, one_hot=True)
+    state = {name: np.float32(value) for name, value in program.layout.pack(model.weights).items()}
+    rows = np.float32(np.eye(model.config.vocab_size)[[1, 2, 3, 4, 5]])
+    state = run_plain(program.forward(0, 5), {**state, "tokens": rows})
+    assert state["f"].shape[0] == state["a"].shape[0] == state["q"].shape[1] == 1
+    assert state["k.0"].shape[1] == state["k.1"].shape[1] == 5
 
 
 @pytest.mark.parametrize("past", [0, 4])

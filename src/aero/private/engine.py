@@ -14,6 +14,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -28,17 +29,11 @@ from spu.experimental import make_cached_var
 from spu.utils import frontend
 
 from aero.private.account import PartyCost
+from aero.private.blocks import MASKED, unmasked
 from aero.private.dealer.access import DealerAccess
 from aero.private.program import Step, freed
 from aero.private.protocols import CLIENT, MODEL, Protocol
-
-FRACTION_BITS = 20
-"""Fixed-point fraction bits in the ring of integers modulo 2^64.
-
-The product of two numbers is held with twice as many before it is truncated, so a sum of products must stay below
-2^(63 - 40) = 8.4 million: four bits under that leave nothing to spare for large models, two bits fewer cost a factor of
-four in accuracy everywhere.
-"""
+from aero.private.ring import FRACTION_BITS
 
 MESSAGE_TIMEOUT = 24 * 3600.0
 """Seconds the link waits for a message. Long on purpose: a lost party is noticed by ``watch``, not by a slow step."""
@@ -72,12 +67,7 @@ class Engine:
         self.protocol, self.rank, self.world = protocol, rank, len(addresses)
         self._folder = tempfile.TemporaryDirectory(prefix="aero-party-")
         self._log = Path(self._folder.name) / "engine.log"
-        options = libspu.logging.LogOptions()
-        options.enable_console_logger = False
-        options.system_log_path = str(self._log)
-        # Emptied after every step here; rotation would take the last step's counts away.
-        options.max_log_file_size = 2**62
-        libspu.logging.setup_logging(options)
+        _log_to(str(self._log))
         self._link = _connect(rank, addresses, connect_seconds)
         config = runtime_config(protocol, threads, dealer)
         self._runtime = spu.Runtime(self._link, config)
@@ -152,6 +142,8 @@ class Engine:
 
     def delete(self, name: str) -> None:
         """Forget the variable ``name``."""
+        if name.startswith(MASKED):
+            self.run([Step("cache", None, unmasked, (name,), (name,))])
         self._runtime.del_var(name)
         del self._shapes[name]
 
@@ -217,21 +209,9 @@ class Engine:
 
     def _compile(self, step: Step) -> tuple[libspu.Executable, tuple[tuple[int, ...], ...]]:
         shapes = tuple(self._shapes[name] for name in step.inputs)
-        key = (_identity(step.function), shapes)
+        key = (identity(step.function), shapes)
         if key not in self._compiled:
-            arguments = [jax.ShapeDtypeStruct(shape, np.float32) for shape in shapes]  # type: ignore[no-untyped-call]
-            secret = [libspu.Visibility.VIS_SECRET] * len(shapes)
-            executable, out = frontend.compile(
-                frontend.Kind.JAX,
-                step.function,
-                arguments,
-                {},
-                list(step.inputs),
-                secret,
-                lambda outputs: [str(index) for index in range(len(outputs))],
-            )
-            outputs = tuple(tuple(each.shape) for each in jax.tree_util.tree_leaves(out))
-            self._compiled[key] = (executable.code, outputs)
+            self._compiled[key] = lower(step.function, step.inputs, shapes)
         code, outputs = self._compiled[key]
         label = step.operator if step.layer is None else f"{step.operator} {step.layer}"
         executable = libspu.Executable(
@@ -280,7 +260,44 @@ def _exercise(x: jax.Array, weight: jax.Array) -> jax.Array:
     return jnp.maximum(y * y, 0.0)
 
 
-def _identity(function: Callable[..., Any]) -> Any:
+def _log_to(path: str) -> None:
+    options = libspu.logging.LogOptions()
+    options.enable_console_logger = False
+    options.system_log_path = path
+    # Emptied after every step here; rotation would take the last step's counts away.
+    options.max_log_file_size = 2**62
+    libspu.logging.setup_logging(options)
+
+
+def opened_messages(protocol: Protocol, shape: tuple[int, ...]) -> list[int]:
+    """Bytes of each message by which one party hands on its share of a value of that shape, as ``open_to`` does."""
+    _log_to(os.devnull)
+    config = runtime_config(replace(protocol, dealer=False), 1)
+    io = spu.Io(len(protocol.roles), config)
+    share = io.make_shares(np.zeros(shape, np.float32), libspu.Visibility.VIS_SECRET)[0]
+    return [len(share.meta), 4, *map(len, share.share_chunks)]
+
+
+def lower(
+    function: Callable[..., Any], inputs: Sequence[str], shapes: Sequence[tuple[int, ...]]
+) -> tuple[bytes, tuple[tuple[int, ...], ...]]:
+    """``function`` of secret inputs of these shapes in the engine's own language, and the shapes of its results."""
+    types = [np.int32 if name.startswith(MASKED) else np.float32 for name in inputs]
+    arguments = [jax.ShapeDtypeStruct(*each) for each in zip(shapes, types, strict=True)]  # type: ignore[no-untyped-call]
+    secret = [libspu.Visibility.VIS_SECRET] * len(shapes)
+    executable, out = frontend.compile(
+        frontend.Kind.JAX,
+        function,
+        arguments,
+        {},
+        list(inputs),
+        secret,
+        lambda outputs: [str(index) for index in range(len(outputs))],
+    )
+    return executable.code, tuple(tuple(each.shape) for each in jax.tree_util.tree_leaves(out))
+
+
+def identity(function: Callable[..., Any]) -> Any:
     """Equal for functions that compute the same: a partial of the same function with the same arguments."""
     inner = getattr(function, "func", None)
     return function if inner is None else (inner, tuple(sorted(function.keywords.items())))  # type: ignore[attr-defined]

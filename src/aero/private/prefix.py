@@ -26,7 +26,9 @@ def enter_prefix(engine: Engine, program: Program, tokens: tuple[int, ...], mode
     """
     values: dict[str, NDArray[np.float32]] = {}
     if model is not None:
-        state: dict[str, Any] = {name: model.weights[name].astype(np.float32) for name in program.weights}
+        state: dict[str, Any] = {
+            name: value.astype(np.float32) for name, value in program.layout.pack(model.weights).items()
+        }
         if program.one_hot:
             rows = np.eye(program.config.vocab_size)[list(tokens)]
         else:
@@ -35,9 +37,8 @@ def enter_prefix(engine: Engine, program: Program, tokens: tuple[int, ...], mode
                 rows = rows + model.weights["positions"][: len(tokens)]
         state = run_plain(program.forward(0, len(tokens)), state | {"tokens": rows.astype(np.float32)})
         values = {name: np.asarray(state[name]) for name in program.cache}
-    config = program.config
     for name in program.cache:
-        shape = (config.kv_heads, len(tokens), config.head_size)
+        shape = program.cache_shape(name, len(tokens))
         engine.enter(f"prefix.{name}", shape, MODEL, values.get(name))
         engine.hold(f"prefix.{name}")
 

@@ -5,7 +5,8 @@ under other variable names, so a deep model compiles as fast as a shallow one. T
 (``run_plain``) and on the secure engine.
 
 Variables: ``x`` is the residual stream [rows, width]; ``k.<layer>`` and ``v.<layer>`` are the secret key/value cache
-[kv_heads, keys, head_size], which outlives a pass; weights carry the names of ``PrivateConfig.shapes``.
+[kv_heads, keys, head_size], which outlives a pass, keys only where a head has logits; weights carry the names of
+``PrivateConfig.shapes``, in the layout of ``layout.Layout``.
 """
 
 from __future__ import annotations
@@ -16,13 +17,17 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from aero.config import GATED, GeluForm
 from aero.eliminate.private_model import Array, Norm, PrivateConfig
-from aero.private import nonlinear, softmax
+from aero.private import attention, blocks, nonlinear, softmax
+from aero.private.attention import Rotation
+from aero.private.blocks import Plan
+from aero.private.exponent import exponential_for
+from aero.private.layout import Layout
+from aero.private.softmax import Triangle
 
-Rotation = tuple[tuple[tuple[float, ...], ...], ...]
+Together = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -47,21 +52,31 @@ class Program:
     one_hot: the client's tokens enter as one-hot rows that multiply the secret embedding. Otherwise the client holds
         the embedding table and enters embedded rows.
     gelu: how GELU is computed, where the model has it.
+    together: how many key/value heads share one product, in a prefill and in a pass of a single row
+        (``Protocol.together``).
     """
 
     def __init__(
-        self, config: PrivateConfig, rotation: Array | None, *, one_hot: bool, gelu: GeluForm = "polynomial"
+        self,
+        config: PrivateConfig,
+        rotation: Array | None,
+        *,
+        one_hot: bool,
+        gelu: GeluForm = "polynomial",
+        together: Together = (1, 1),
     ) -> None:
         self.config = config
         self.rotation = rotation
         self.one_hot = one_hot
+        self.together = together
+        self.layout = Layout(config)
         self.activations = nonlinear.activations(gelu)
 
     @property
     def weights(self) -> tuple[str, ...]:
         """Names of the weights that the steps use, in order of first use."""
         absent = set() if self.one_hot else {"embedding", "positions"}
-        return tuple(name for name in self.config.shapes() if name not in absent)
+        return tuple(name for name in self.layout.shapes() if name not in absent)
 
     def input_shape(self, rows: int) -> tuple[int, int]:
         """Shape of the client's input ``tokens`` for that many positions."""
@@ -70,18 +85,27 @@ class Program:
     @property
     def cache(self) -> tuple[str, ...]:
         """Names of the key/value cache's variables."""
-        return tuple(f"{kind}.{index}" for index in range(self.config.depth) for kind in "kv")
+        return tuple(name for index in range(self.config.depth) for name in self._cache(index))
 
-    def forward(self, past: int, rows: int, logit_rows: int = 1) -> list[Step]:
+    def cache_shape(self, name: str, keys: int) -> tuple[int, int, int]:
+        """Shape of the cache's variable ``name`` when it holds that many positions."""
+        kind, index = name.split(".")
+        heads = self.config.active_heads(int(index))[1] if kind == "k" else self.config.kv_heads
+        return (heads, keys, self.config.head_size)
+
+    def _cache(self, index: int) -> tuple[str, ...]:
+        return (f"k.{index}", f"v.{index}") if self.config.active_heads(index)[0] else (f"v.{index}",)
+
+    def forward(self, past: int, rows: int, logit_rows: int = 1, plan: Plan | None = None) -> list[Step]:
         """The pass over positions past ... past + rows - 1: input ``tokens``, output ``logits`` [logit_rows, V].
 
         past = 0 is the prefill; past > 0 reads the first ``past`` positions of the key/value cache, which may hold
         more, and extends them. Only the last ``logit_rows`` positions' logits are computed: nothing else chooses a
-        token.
+        token. With a ``plan`` the cache lies in masked blocks.
         """
-        return list(self._forward(past, rows, logit_rows))
+        return list(self._forward(past, rows, logit_rows, plan))
 
-    def _forward(self, past: int, rows: int, logit_rows: int) -> Iterator[Step]:
+    def _forward(self, past: int, rows: int, logit_rows: int, plan: Plan | None) -> Iterator[Step]:
         config = self.config
         if self.one_hot:
             inputs = ["tokens", "embedding"] + (["positions"] if config.learned_positions else [])
@@ -89,46 +113,101 @@ class Program:
         else:
             yield Step("embedding", None, _enter, ("tokens",), ("x",))
         for index in range(config.depth):
-            yield from self._attention(index, past, rows)
+            last = index == config.depth - 1
+            yield from self._attention(index, past, rows, logit_rows if last else rows, plan)
             yield from self._branch(index)
-        yield Step("last position", None, partial(_last, rows=logit_rows), ("x",), ("x",))
-        last = "x"
+        read = "x"
         if config.final_norm != "none":
             yield _norm(config.final_norm, None, "final_norm", "x", "h")
-            last = "h"
-        yield self._linear("vocabulary", None, "head", last, "logits")
+            read = "h"
+        yield self._linear("vocabulary", None, "head", read, "logits")
 
-    def _attention(self, index: int, past: int, rows: int) -> Iterator[Step]:
+    def _attention(self, index: int, past: int, rows: int, queries: int, plan: Plan | None) -> Iterator[Step]:
+        """queries: how many of the rows, the last ones, anybody reads after this layer's keys and values."""
         config, layer, prefix = self.config, self.config.layers[index], f"layers.{index}"
+        heads, kv_heads = config.active_heads(index)
         read = "x"
         if layer.attention_norm != "none":
             read = "n"
             yield _norm(layer.attention_norm, index, f"{prefix}.attention_norm", "x", read)
         yield self._linear("projection", index, f"{prefix}.qkv", read, "qkv")
-        cache = (f"k.{index}", f"v.{index}")
-        split = partial(_split, heads=config.heads, kv_heads=config.kv_heads, head_size=config.head_size)
-        yield Step("projection", index, split, ("qkv",), ("q", "k", "v"))
-        if self.rotation is not None:
-            turn = partial(_rotate, rotation=_constant(self.rotation[:, past : past + rows]))
+        if queries < rows:
+            names = ("x", "n") if read == "n" and config.parallel else ("x",)
+            yield Step("last position", index, partial(_last, rows=queries), names, names)
+        cache, new = self._cache(index), ("k", "v") if heads else ("v",)
+        split = partial(
+            attention.split,
+            heads=heads,
+            kv_heads=kv_heads,
+            all_kv_heads=config.kv_heads,
+            head_size=config.head_size,
+            queries=queries,
+        )
+        yield Step("projection", index, split, ("qkv",), ("q", "k", "v") if heads else ("v",))
+        if self.rotation is not None and heads:
+            turn = partial(attention.rotate, rotation=_constant(self.rotation[:, past : past + rows]))
             yield Step("rotary", index, turn, ("q", "k"), ("q", "k"))
         if layer.temperature:
-            temper = partial(_temper, past=past)
+            temper = partial(attention.temper, first=past + rows - queries)
             yield Step("temperature", index, temper, ("q", f"{prefix}.inverse_temperature"), ("q",))
-        if past:
-            yield Step("cache", index, partial(_extend, past=past), (cache[0], cache[1], "k", "v"), cache)
+        if plan is not None:
+            yield from _in_blocks(index, cache, new, plan)
+        elif past:
+            yield Step("cache", index, partial(attention.extend, past=past), (*cache, *new), cache)
         else:
-            yield Step("cache", index, _keep, ("k", "v"), cache)
+            yield Step("cache", index, attention.keep, new, cache)
         group = config.heads // config.kv_heads
-        yield Step("scores", index, partial(_scores, group=group), ("q", cache[0]), ("s",))
-        yield Step("softmax maximum", index, softmax.row_maximum, ("s",), ("m",))
-        yield Step("softmax exponent", index, softmax.attention_weights, ("s", "m"), ("e",))
-        yield Step("softmax reciprocal", index, softmax.row_reciprocal, ("e",), ("r",))
-        yield Step("values", index, partial(_values, group=group), ("e", cache[1]), ("o",))
-        yield Step("softmax normalise", index, _normalise, ("o", "r"), ("a",))
+        averaged: tuple[str, ...] = ()
+        if layer.uniform_heads:
+            average = partial(attention.averages, first=kv_heads, queries=queries, group=group)
+            averaged, read_values = ("u",), cache[-1:]
+            if plan is not None:
+                average = partial(attention.block_averages, kv_heads=config.kv_heads, average=average)
+                read_values = tuple(block.values(index) for block in plan.read)
+            yield Step("uniform heads", index, average, read_values, averaged)
+        if heads:
+            yield from self._weigh(index, queries, past + rows, plan)
+            if plan is None:
+                mix = partial(attention.values, together=self.together[queries == 1], kv_heads=kv_heads)
+                yield Step("values", index, mix, ("e", cache[1]), ("o",))
+            else:
+                mix = partial(attention.block_values, kv_heads=kv_heads, head_size=config.head_size)
+                yield Step("values", index, mix, ("e", *(block.values(index) for block in plan.read)), ("o",))
+            yield Step("softmax normalise", index, attention.normalise, ("o", "r", *averaged), ("a",))
+        else:
+            yield Step("uniform heads", index, attention.side_by_side, averaged, ("a",))
         yield self._linear("projection", index, f"{prefix}.out", "a", "a")
         if config.parallel:
             return
         yield Step("residual", index, _add, ("x", "a"), ("x",))
+
+    def _weigh(self, index: int, queries: int, keys: int, plan: Plan | None) -> Iterator[Step]:
+        """From queries and keys to unnormalised attention weights and one over each row's sum."""
+        layer, triangle = self.config.layers[index], Triangle(queries, keys)
+        if plan is None:
+            product = partial(attention.scores, together=self.together[queries == 1])
+            yield Step("scores", index, product, ("q", f"k.{index}"), ("s",))
+        else:
+            keys_read = tuple(block.keys(index) for block in plan.read)
+            yield Step("scores", index, attention.block_scores, ("q", *keys_read), ("s",))
+        if layer.attention == "power":
+            assert layer.power is not None
+            assert layer.logit_bound is not None
+            raised = partial(softmax.power_weights, triangle=triangle, power=layer.power)
+            yield Step("power", index, raised, ("s", f"layers.{index}.power_offset"), ("e",))
+            ends = softmax.power_ends(layer.logit_bound, layer.power)
+        elif layer.attention == "bounded" and (form := exponential_for(layer.logit_bound)) is not None:
+            raised = partial(softmax.bounded_weights, triangle=triangle, form=form)
+            yield Step("softmax exponent", index, raised, ("s",), ("e",))
+            ends = softmax.bounded_ends(form)
+        else:
+            yield Step("softmax maximum", index, partial(softmax.packed_maximum, triangle=triangle), ("s",), ("m",))
+            raised = partial(softmax.attention_weights, triangle=triangle)
+            yield Step("softmax exponent", index, raised, ("s", "m"), ("e",))
+            yield Step("softmax reciprocal", index, softmax.row_reciprocal, ("e",), ("r",))
+            return
+        inverse = partial(softmax.bounded_reciprocal, ends=ends)
+        yield Step("softmax reciprocal", index, inverse, ("e",), ("r",))
 
     def _branch(self, index: int) -> Iterator[Step]:
         config, layer, prefix = self.config, self.config.layers[index], f"layers.{index}"
@@ -149,7 +228,7 @@ class Program:
         else:
             yield self._linear("feed-forward", index, f"{prefix}.ffn_in", read, "f")
             if kind in GATED:
-                yield self._linear("feed-forward", index, f"{prefix}.ffn_gate", read, "g")
+                yield Step("feed-forward", index, _halves, ("f",), ("f", "g"))
                 if kind == "silu_gated":
                     yield Step("silu", index, nonlinear.silu, ("g",), ("g",))
                 yield Step("gate product", index, _multiply, ("f", "g"), ("f",))
@@ -169,7 +248,7 @@ class Program:
         return Step(operator, index, _product, (source, name), (target,))
 
 
-WORKING = frozenset({"tokens", "x", "h", "n", "qkv", "q", "k", "v", "s", "m", "e", "r", "o", "a", "f", "g"})
+WORKING = frozenset({"tokens", "x", "h", "n", "qkv", "q", "k", "v", "s", "m", "e", "r", "o", "u", "a", "f", "g"})
 """Variables that live within one pass. The rest stay: weights, the key/value cache, ``logits``."""
 
 
@@ -192,6 +271,23 @@ def run_plain(steps: Sequence[Step], variables: Mapping[str, jax.Array]) -> dict
         out = step.function(*(state[name] for name in step.inputs))
         state.update(zip(step.outputs, out if isinstance(out, tuple) else (out,), strict=True))
     return state
+
+
+def _in_blocks(index: int, cache: tuple[str, ...], new: tuple[str, ...], plan: Plan) -> Iterator[Step]:
+    """Bring the cache and the pass's own keys and values into the plan's blocks."""
+    if len(cache) == 1:
+        cache, new = (cache[0], cache[0]), (new[0], new[0])
+    if plan.base is not None:
+        yield Step("cache", index, blocks.masked, cache, (plan.base.keys(index), plan.base.values(index)))
+    if plan.cut is not None:
+        old, left = plan.cut
+        cut = partial(blocks.first_positions, size=left.size)
+        yield Step("cache", index, cut, (old.keys(index), old.values(index)), (left.keys(index), left.values(index)))
+    if plan.merged is not None:
+        members, one = plan.merged
+        parts = (*(each.keys(index) for each in members), *(each.values(index) for each in members))
+        yield Step("cache", index, blocks.together, parts, (one.keys(index), one.values(index)))
+    yield Step("cache", index, blocks.masked, new, (plan.new.keys(index), plan.new.values(index)))
 
 
 def _norm(kind: Norm, index: int | None, name: str, source: str, target: str) -> Step:
@@ -237,52 +333,6 @@ def _add3(x: jax.Array, y: jax.Array, z: jax.Array) -> jax.Array:
     return x + y + z
 
 
-def _split(qkv: jax.Array, *, heads: int, kv_heads: int, head_size: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    rows, edges = qkv.shape[0], (heads * head_size, (heads + kv_heads) * head_size)
-    q, k, v = qkv[:, : edges[0]], qkv[:, edges[0] : edges[1]], qkv[:, edges[1] :]
-
-    def by_head(x: jax.Array) -> jax.Array:
-        return jnp.transpose(x.reshape(rows, -1, head_size), (1, 0, 2))
-
-    return by_head(q), by_head(k), by_head(v)
-
-
-def _rotate(q: jax.Array, k: jax.Array, *, rotation: Rotation) -> tuple[jax.Array, jax.Array]:
-    cosine, sine = (jnp.asarray(table, dtype=q.dtype) for table in rotation)
-    half = cosine.shape[1]
-
-    def turn(x: jax.Array) -> jax.Array:
-        first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
-        return jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine, rest], axis=-1)
-
-    return turn(q), turn(k)
-
-
-def _temper(q: jax.Array, inverse: jax.Array, *, past: int) -> jax.Array:
-    return q * inverse[:, past : past + q.shape[1], None]
-
-
-def _keep(k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return k, v
-
-
-def _extend(
-    old_k: jax.Array, old_v: jax.Array, k: jax.Array, v: jax.Array, *, past: int
-) -> tuple[jax.Array, jax.Array]:
-    return jnp.concatenate([old_k[:, :past], k], axis=1), jnp.concatenate([old_v[:, :past], v], axis=1)
-
-
-def _by_query_head(x: jax.Array, group: int) -> jax.Array:
-    return x if group == 1 else jnp.repeat(x, group, axis=0)
-
-
-def _scores(q: jax.Array, k: jax.Array, *, group: int) -> jax.Array:
-    return q @ jnp.swapaxes(_by_query_head(k, group), 1, 2)
-
-
-def _values(e: jax.Array, v: jax.Array, *, group: int) -> jax.Array:
-    return e @ _by_query_head(v, group)
-
-
-def _normalise(o: jax.Array, reciprocal: jax.Array) -> jax.Array:
-    return jnp.transpose(o * reciprocal, (1, 0, 2)).reshape(o.shape[1], -1)
+def _halves(both: jax.Array) -> tuple[jax.Array, jax.Array]:
+    middle = both.shape[1] // 2
+    return both[:, :middle], both[:, middle:]

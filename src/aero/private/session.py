@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from aero.eliminate.private_model import PrivateConfig, PrivateModel
 from aero.errors import AeroError
+from aero.private.blocks import Block, Blocks
 from aero.private.client import Client
 from aero.private.dealer.link import DealerLink
 from aero.private.engine import Engine
@@ -60,7 +61,7 @@ class Session:
         self.protocol: Protocol = protocol_named(job.protocol)
         self.role = role_of(self.protocol.roles, job.rank)
         self.at = "the start"
-        self.held = 0
+        self.held, self.blocks = 0, Blocks()
         self._tables: dict[str, NDArray[np.float64]] = {}
         self._end = lost
         self.watch = Watch(job.rank, job.parties, self.protocol.roles, self._lost)
@@ -142,7 +143,7 @@ class Session:
 
     def _enter_weights(self, model: PrivateModel | None) -> None:
         program, prefix = self.agreed.program, self.agreed.prefix
-        names, shapes = program.weights, program.config.shapes()
+        names, shapes = program.weights, program.layout.shapes()
         self._phase("weights", len(names))
         if prefix:
             self.at = "computing the prefix"
@@ -150,7 +151,7 @@ class Session:
         for done, name in enumerate(names):
             self.at = f"sharing {name}"
             # Taken out of the model one by one: shares and weights need not both fit.
-            value = None if model is None else model.weights.pop(name)
+            value = None if model is None else program.layout.take(name, model.weights)
             self.engine.enter(name, shapes[name], MODEL, value)
             self.engine.hold(name)
             self._step_done(done + 1)
@@ -189,10 +190,16 @@ class Session:
 
     def _pass(self, order: Order, tokens: list[int] | None) -> NDArray[np.float32] | None:
         """One forward pass; the logits [logit_rows, V] at the client, None elsewhere."""
-        program = self.agreed.program
-        if self.held == 0 and self.agreed.prefix:
+        program, plan = self.agreed.program, None
+        if order.past == 0:
+            self._forget()
+            self.blocks.plain = order.rows
+        elif self.held == 0:
             self.engine.run([prefix_step(name) for name in program.cache])
-        steps = program.forward(order.past, order.rows, order.logit_rows)
+            self.blocks.plain = order.past
+        if order.past and self.protocol.weights == "cached":
+            plan = self.blocks.plan(order.past, order.rows)
+        steps = program.forward(order.past, order.rows, order.logit_rows, plan)
         shape = program.input_shape(order.rows)
         self.at = "compiling"
         if self.engine.prepare(steps, {"tokens": shape}):
@@ -210,6 +217,10 @@ class Session:
 
         self.engine.run(steps, before=before)
         self.held = order.past + order.rows
+        if plan is not None:
+            self._delete_blocks(plan.gone)
+            if plan.base is not None:
+                self._delete_plain()
         self.at = "revealing the logits"
         logits = self.engine.open_to("logits", CLIENT)
         self.engine.delete("logits")
@@ -228,10 +239,21 @@ class Session:
 
     def _forget(self) -> None:
         """Delete every secret of this request: its keys and values."""
-        if self.held:
-            for name in self.agreed.program.cache:
-                self.engine.delete(name)
+        if self.blocks.plain:
+            self._delete_plain()
+        self._delete_blocks(self.blocks.blocks)
+        self.blocks = Blocks(made=self.blocks.made)
         self.held = 0
+
+    def _delete_plain(self) -> None:
+        for name in self.agreed.program.cache:
+            self.engine.delete(name)
+
+    def _delete_blocks(self, gone: Iterable[Block]) -> None:
+        for block in gone:
+            for layer in range(self.agreed.program.config.depth):
+                self.engine.delete(block.keys(layer))
+                self.engine.delete(block.values(layer))
 
     def _phase(self, name: str, steps: int) -> None:
         if self.job.rank == CLIENT:

@@ -7,6 +7,9 @@ Every function is pure JAX over arrays whose *shapes* are public and whose value
 - In fixed point the exponent of a very negative number is not small but garbage, so masking before it with -inf or -1e4
   is wrong without an error. Nothing outside the triangle ever enters the exponent here, and what enters is clipped.
 - A division costs many rounds an element: one reciprocal a row, then a product.
+
+Where training has bounded the logits, ``bounded_weights`` needs no maximum and no clip, and the reciprocal knows its
+range; power attention is squarings alone.
 """
 
 from __future__ import annotations
@@ -16,6 +19,13 @@ from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from aero.config import POWER_FLOOR
+from aero.private import ring
+from aero.private.exponent import WEIGHT, Exponential
+from aero.private.reciprocal import reciprocal_for
 
 CLIP = 16.0
 """Scores this far under their row's maximum count as e^-16 = 1.1e-7, an eighth of a unit of 20 fraction bits."""
@@ -51,10 +61,14 @@ class Triangle:
         """Number of packed entries."""
         return sum((end - first) * columns for first, end, columns in self.blocks)
 
-    def mask(self) -> jax.Array:
+    def mask(self) -> NDArray[np.bool_]:
         """[queries, keys], True where a query may look."""
-        rows = jnp.arange(self.queries)[:, None] + (self.keys - self.queries)
-        return jnp.arange(self.keys)[None, :] <= rows
+        rows = np.arange(self.queries)[:, None] + (self.keys - self.queries)
+        return np.asarray(np.arange(self.keys)[None, :] <= rows)
+
+    def seen(self) -> NDArray[np.float64]:
+        """[queries, 1], how many keys each query may look at."""
+        return np.arange(self.keys - self.queries + 1, self.keys + 1, dtype=np.float64)[:, None]
 
     def pack(self, square: jax.Array) -> jax.Array:
         """[heads, queries, keys] -> [heads, packed]."""
@@ -62,9 +76,10 @@ class Triangle:
         parts = [square[:, first:end, :columns].reshape(heads, -1) for first, end, columns in self.blocks]
         return jnp.concatenate(parts, axis=1)
 
-    def packed_mask(self) -> jax.Array:
+    def packed_mask(self) -> NDArray[np.bool_]:
         """[packed], True where the packed entry lies in the causal region and False in a block's upper corner."""
-        return self.pack(self.mask()[None])[0]
+        mask = self.mask()
+        return np.concatenate([mask[first:end, :columns].reshape(-1) for first, end, columns in self.blocks])
 
     def unpack(self, packed: jax.Array) -> jax.Array:
         """[heads, packed] -> [heads, queries, keys] with public zeros outside the blocks."""
@@ -116,19 +131,70 @@ def exponential(x: jax.Array) -> jax.Array:
     return base
 
 
-def attention_weights(scores: jax.Array, maximum: jax.Array) -> jax.Array:
+def packed_maximum(scores: jax.Array, *, triangle: Triangle) -> jax.Array:
+    """``row_maximum`` of packed scores, [heads, packed] -> [heads, queries, 1]."""
+    return row_maximum(triangle.unpack(scores))
+
+
+def attention_weights(scores: jax.Array, maximum: jax.Array, *, triangle: Triangle) -> jax.Array:
     """exp(scores - maximum) inside the causal region, exact zeros outside it.
 
-    scores: [heads, queries, keys]; maximum: [heads, queries, 1], at least every score its row may look at.
+    scores: [heads, packed]; maximum: [heads, queries, 1], at least every score its row may look at.
     Returns [heads, queries, keys], not yet normalised: dividing after the product with the values touches
     [queries, head_size] entries a head instead of [queries, keys].
     """
-    _, queries, keys = scores.shape
-    triangle = Triangle(queries, keys)
     inside = triangle.packed_mask()[None]
+    shape = (maximum.shape[0], triangle.queries, triangle.keys)
+    below = scores - triangle.pack(jnp.broadcast_to(maximum, shape))
     # A block's upper corner may hold positive numbers. Choosing by a public mask is free; multiplying by one is not.
-    packed = jnp.where(inside, triangle.pack(scores - maximum), 0.0)
+    packed = jnp.where(inside, below, 0.0)
     return triangle.unpack(jnp.where(inside, exponential(packed), 0.0))
+
+
+def bounded_weights(scaled_scores: jax.Array, *, triangle: Triangle, form: Exponential) -> jax.Array:
+    """``WEIGHT`` exp(s) inside the causal region, for |s| <= form.bound; relative error form.error and two units.
+
+    scaled_scores: form.scale s, [heads, packed]. Returns [heads, queries, keys].
+    """
+    return triangle.unpack(jnp.where(triangle.packed_mask()[None], form(scaled_scores), 0.0))
+
+
+def power_weights(scores: jax.Array, offset: jax.Array, *, triangle: Triangle, power: int) -> jax.Array:
+    """``power_scale(p)``^p ((s + c)^p + POWER_FLOOR) inside the causal region, p = 2 or 4: one or two squarings.
+
+    scores: [heads, packed], and offset: [heads], both times ``power_scale``. Returns [heads, queries, keys].
+    """
+    raised = scores + offset[:, None]
+    for _ in range(power // 2):
+        raised = ring.truncate(ring.product(raised, raised))
+    floor = power_scale(power) ** power * POWER_FLOOR
+    return triangle.unpack(jnp.where(triangle.packed_mask()[None], raised + floor, 0.0))
+
+
+def power_scale(power: int) -> float:
+    """What (s + c) is multiplied by: sums over a long row, times values, must stay in range."""
+    return 2.0**-1.5 if power == 2 else 2.0**-1.25
+
+
+def bounded_ends(form: Exponential) -> tuple[float, float]:
+    """The smallest and the largest weight that ``bounded_weights`` gives, with a factor of 2 to spare."""
+    return WEIGHT / form.reach / 2, WEIGHT * form.reach * 2
+
+
+def power_ends(bound: float, power: int) -> tuple[float, float]:
+    """The smallest and the largest weight that ``power_weights`` gives for |s + c| <= ``bound``; 2 to spare above."""
+    scale = float(power_scale(power) ** power)
+    return scale * POWER_FLOOR, 2 * scale * (bound**power + POWER_FLOOR)
+
+
+def bounded_reciprocal(unnormalised: jax.Array, *, ends: tuple[float, float]) -> jax.Array:
+    """[heads, queries, keys] -> [heads, queries, 1], one over each row's sum.
+
+    ends: the smallest and the largest entry inside the causal region. Error as ``Reciprocal`` has it.
+    """
+    _, queries, keys = unnormalised.shape
+    sums = jnp.sum(unnormalised, axis=2, keepdims=True)
+    return reciprocal_for(*ends)(sums, Triangle(queries, keys).seen())
 
 
 def row_reciprocal(unnormalised: jax.Array) -> jax.Array:
@@ -138,6 +204,7 @@ def row_reciprocal(unnormalised: jax.Array) -> jax.Array:
 
 def causal_softmax(scores: jax.Array) -> jax.Array:
     """[heads, queries, keys] -> attention probabilities of the same shape; the queries are the last positions."""
-    unnormalised = attention_weights(scores, row_maximum(scores))
+    triangle = Triangle(*scores.shape[1:])
+    unnormalised = attention_weights(triangle.pack(scores), row_maximum(scores), triangle=triangle)
     probabilities: jax.Array = unnormalised * row_reciprocal(unnormalised)
     return probabilities

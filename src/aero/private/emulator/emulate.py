@@ -61,7 +61,7 @@ class Emulator:
             seed=settings.seed,
         )
         self.program = Program(model.config, model.rotation, one_hot=settings.one_hot, gelu=settings.gelu)
-        self.machine = Machine(ring, {name: model.weights[name] for name in self.program.weights})
+        self.machine = Machine(ring, self.program.layout.pack(model.weights))
 
     def enter(self, tokens: Tokens, past: int = 0) -> None:
         """The client's input: tokens [N, T] at positions past ... past + T - 1."""

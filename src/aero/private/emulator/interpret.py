@@ -12,11 +12,12 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from aero.private.emulator.arithmetic import ARITHMETIC
+from aero.private.emulator.doubles import DOUBLES
 from aero.private.emulator.movement import MOVEMENT, PLACES, move
 from aero.private.emulator.ring import Ring
 from aero.private.emulator.values import Secret, Value
 
-RULES = ARITHMETIC | MOVEMENT
+RULES = ARITHMETIC | MOVEMENT | DOUBLES
 
 
 def evaluate(ring: Ring, traced: ClosedJaxpr, arguments: Sequence[Value]) -> list[Value]:

@@ -37,7 +37,7 @@ class Ring:
     engine asks that it stay below 2^(bits - 2), ``limit``.
     largest_argument: the same for arguments of reciprocal and rsqrt, as a number; they must be under 2^fraction.
 
-    Raises ValueError for a ring or fraction bits that the engine has not.
+    Raises ValueError for a ring or fraction bits that the engine has not, and for a device that is not there.
     """
 
     def __init__(
@@ -53,6 +53,8 @@ class Ring:
             raise ValueError(f"the ring has 64 or 32 bits, not {bits}")
         if not 1 <= fraction <= min(MAX_FRACTION, bits // 2 - 2):
             raise ValueError(f"fraction bits of a {bits}-bit ring go from 1 to {min(MAX_FRACTION, bits // 2 - 2)}")
+        if device != "cpu" and not (device.startswith("cuda") and torch.cuda.is_available()):
+            raise ValueError(f"there is no device {device} here; choose cpu, or cuda where there is a GPU")
         self.bits, self.fraction, self.truncation = bits, fraction, truncation
         self.device = torch.device(device)
         self.limit = float(2 ** (bits - 2))
@@ -88,13 +90,18 @@ class Ring:
         Parties multiply their shares by a public number, so that these are multiples of it: 1/2 leaves shares with one
         random bit below the unit, and rounds up more often than a product of secrets does.
         """
+        product = self.product(x, y)
+        grain = y & -y if public else None
+        return self.truncate(product, self.fraction, seen=True, grain=grain)
+
+    def product(self, x: Tensor, y: Tensor) -> Tensor:
+        """``multiply`` before its truncation."""
         product = x * y
         if largest(x) * largest(y) >= 2.0**63:
             self._see(float((x.double() * y.double()).abs().max()))
         else:
             self._see(largest(product))
-        grain = y & -y if public else None
-        return self.truncate(self.wrap(product), self.fraction, seen=True, grain=grain)
+        return self.wrap(product)
 
     def matmul(self, x: Tensor, y: Tensor) -> Tensor:
         """[..., M, K] times [..., K, N], truncated once after the sum."""

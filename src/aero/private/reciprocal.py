@@ -1,0 +1,104 @@
+"""One over a number whose range is public: a few comparisons, then Goldschmidt's iteration.
+
+The engine's own reciprocal looks for the highest bit, which takes most of its 36 rounds (semi2k). Here the range is cut
+at powers of 8; which piece a number lies in gives a first guess within a factor of 4.5, all comparisons in the same
+rounds. Then D = z r and r are multiplied by alpha - D, both in one product, until D is level:
+
+    D in [l, u], alpha = l + u:   D (alpha - D) in [l u, alpha^2 / 4]
+
+which narrows u / l by about 4 at first and squares what is missing at the end (R. E. Goldschmidt, 1964, with the factor
+2 of Newton's iteration replaced by the best one for the interval).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from aero.private import ring
+
+RATIO = 8.0
+UNCUT = 32.0
+"""A range this narrow (largest over smallest) is not cut: its first guess is the same for all."""
+
+LEVEL = 1e-5
+"""Iterations end when D is level to this relative error."""
+
+
+@dataclass(frozen=True)
+class Reciprocal:
+    """Steps for numbers in [low, high] (the ends with all their slack).
+
+    edges: where the range is cut. guesses: the first guess of each piece. factors: alpha of each iteration.
+    doubled: whether the iteration also multiplies by 2, which keeps D between 1/2 and 2.
+    final: what D ends at; the guesses of r are divided by it.
+    """
+
+    edges: tuple[float, ...]
+    guesses: tuple[float, ...]
+    factors: tuple[float, ...]
+    doubled: tuple[bool, ...]
+    final: float
+
+    def __call__(self, z: jax.Array, unit: NDArray[np.float64]) -> jax.Array:
+        """1 / z for z [heads, n, 1] in [low, high] times ``unit`` [n, 1], public and positive.
+
+        Relative error 5e-5, and ten units.
+        """
+        # [2, n, pieces]: the guess by which z is multiplied, and the guess of what z is sought for.
+        guesses = np.stack([_rounded(each / unit[:, 0]) for each in self.guesses], -1)
+        table = np.stack([guesses, _rounded(guesses / self.final)])
+        start = jnp.broadcast_to(jnp.asarray(table[:, None, :, -1:], z.dtype), (2, *z.shape))
+        if self.edges:
+            edges = jnp.asarray(unit * np.asarray(self.edges), z.dtype)
+            # All comparisons share their rounds; what a secret bit chooses is public, so nothing is truncated.
+            below = jnp.broadcast_to(z < edges, (2, *z.shape[:-1], len(self.edges)))
+            gain = jnp.broadcast_to(jnp.asarray(table[:, None, :, :-1] - table[:, None, :, 1:], z.dtype), below.shape)
+            start = start + jnp.sum(jnp.where(below, gain, jnp.zeros_like(gain)), axis=-1, keepdims=True)
+        guess: jax.Array = start[0]
+        goal: jax.Array = start[1]
+        level = ring.truncate(ring.product(z, guess))
+        for index, (alpha, doubled) in enumerate(zip(self.factors, self.doubled, strict=True)):
+            factor = alpha - level
+            if doubled:
+                factor = factor + factor
+            if index + 1 < len(self.factors):
+                both = ring.truncate(ring.product(jnp.stack([level, goal]), jnp.stack([factor, factor])))
+                level, goal = both[0], both[1]
+            else:
+                goal = ring.truncate(ring.product(goal, factor))
+        return goal
+
+
+@lru_cache
+def reciprocal_for(low: float, high: float) -> Reciprocal:
+    """The steps for [low, high]. Only exact operations: every party has to find the same numbers."""
+    edges: list[float] = []
+    if high > UNCUT * low:
+        edge = low * RATIO
+        while edge < high:
+            edges.append(edge)
+            edge *= RATIO
+    ends = [low, *edges, max(high, edges[-1] * RATIO if edges else high)]
+    guesses = [2.0 / (a + b) for a, b in pairwise(ends)]
+    factors, doubled = [], []
+    bottom, top = 2.0 * ends[0] / (ends[0] + ends[1]), 2.0 * ends[1] / (ends[0] + ends[1])
+    while top - bottom > LEVEL * bottom:
+        alpha = bottom + top
+        factors.append(alpha)
+        twice = alpha * alpha / 4 < 0.5
+        doubled.append(twice)
+        bottom, top = (bottom * top * (1 + twice), alpha * alpha / 4 * (1 + twice))
+    return Reciprocal(tuple(edges), tuple(guesses), tuple(factors), tuple(doubled), top)
+
+
+def _rounded(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """To fixed point, so that guess and goal, which go on apart, keep their ratio."""
+    scale = 2.0**ring.FRACTION_BITS
+    return np.asarray(np.rint(values * scale) / scale)
