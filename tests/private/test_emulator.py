@@ -125,7 +125,7 @@ def test_a_fraction_or_ring_that_the_engine_has_not_is_refused() -> None:
         emulate(fold(disturbed(small(architecture("SM+LN+G", "gpt2-tiny")))), np.zeros((1, 1), np.int64))
 
 
-@pytest.mark.parametrize("row", [*ROWS, "SM+LN+R", "SM(t)+ScFuFFN", "static+square"])
+@pytest.mark.parametrize("row", [*ROWS, "SM+LN+R", "SM(t)+ScFuFFN", "static+bilinear+bounded", "static+bilinear+power"])
 @pytest.mark.parametrize("shape", ["gpt2-tiny", "llama-tiny"])
 def test_many_texts_at_once_give_the_exact_models_logits(shape: str, row: str) -> None:
     model = fold(disturbed(small(architecture(row, shape)), seed=3))
@@ -236,7 +236,7 @@ class TestAgainstTheEngine:
         model = fold(disturbed(small(architecture(row, "gpt2-tiny")), seed=3))
         tokens = np.random.default_rng(0).integers(0, model.config.vocab_size, 10)
         emulator = Emulator(model, Settings())
-        weights = {name: np.float32(model.weights[name]) for name in emulator.program.weights}
+        weights = {name: np.float32(value) for name, value in emulator.weights.items()}
         rows = np.float32(model.weights["embedding"][tokens] + model.weights["positions"][:10])
         steps = emulator.program.forward(0, 10, 10)
 

@@ -53,13 +53,6 @@ def emulate(
     form = _gelu(gelu)
     if local_truncation and chosen.kind != "SEMI2K":
         raise AeroError(f"Only semi2k truncates by each party alone; {protocol} does not.")
-    if device.startswith("cuda"):
-        import torch
-
-        if not torch.cuda.is_available():
-            raise AeroError("There is no GPU that torch can use here; emulate on --device cpu.")
-    elif device != "cpu":
-        raise AeroError(f"Unknown device {device!r}: choose cpu or cuda.")
     source = folded(model, seed=seed)
     rows = _rows(model, text, length or source.config.context, source.config.context, tokens)
     settings = Settings(
