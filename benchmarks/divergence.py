@@ -76,7 +76,7 @@ class Cure:
     itself, a constant that stands still from the start of the blend on, nothing that holds sigma to it.
 
     shipped: ``StaticNorm`` and ``StaticSchedule()`` as they are; the other fields but ``scaled`` then say nothing.
-    geometric: means and blend of ln(1/sigma). refresh: the constant follows until the norm is frozen.
+    geometric: blend of ln(1/sigma) in place of 1/sigma. logarithmic: the constant follows the mean of it. refresh: the constant follows until the norm is frozen.
     deviation: weight of the deviation in the loss; squared: it is ln(u)^2 instead of (u^2 - 1 - ln u^2) / 2.
     end: share of the steps at which the blend ends. slow: factor on the learning rate once the norms are frozen.
     decay: weight decay of the feed-forward matrices. scaled: learned output scales. stagger: as in ``StaticSchedule``.
@@ -85,6 +85,7 @@ class Cure:
 
     shipped: bool = False
     geometric: bool = False
+    logarithmic: bool = False
     refresh: bool = False
     deviation: float = 0.0
     squared: bool = False
@@ -101,7 +102,8 @@ CURES: dict[str, dict[str, Any]] = {
     "shipped": {"shipped": True},
     "never": {"never": True},
     "refresh": {"refresh": True},
-    "geometric": {"geometric": True},
+    "geometric": {"geometric": True, "logarithmic": True},
+    "blend": {"geometric": True},
     "deviation": {"deviation": 0.3},
     "squared": {"deviation": 0.3, "squared": True},
     "late": {"end": 0.9},
@@ -134,9 +136,9 @@ class Variant(StaticNorm):
             with torch.no_grad():
                 self.updates.add_(1.0)
                 weight = (1.0 / self.updates).clamp(min=MOMENTUM)
-                old = self.constant.log() if cure.geometric else self.constant
-                new = old + weight * ((inverse.log() if cure.geometric else inverse).mean() - old)
-                self.constant.copy_(new.exp() if cure.geometric else new)
+                old = self.constant.log() if cure.logarithmic else self.constant
+                new = old + weight * ((inverse.log() if cure.logarithmic else inverse).mean() - old)
+                self.constant.copy_(new.exp() if cure.logarithmic else new)
         if self.training:
             off = 2 * (self.constant / inverse).log()
             self.deviation = (off / 2).square().mean() if cure.squared else (off.exp() - 1 - off).mean() / 2

@@ -1,0 +1,188 @@
+"""Which runs the study of elimination consists of: rows, shapes, tokens, seeds, cuts of the corpus and learning rates.
+
+``search`` gives every row that matters the same learning rates and the same tokens; every later run takes its row's
+best, or, for rows that were not searched, that of the searched row whose norms are of the same kind.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from aero.config import LayerConfig, ModelConfig, architecture, gpt2_small
+
+BASELINE = "SM+LN+G"
+ROWS = (
+    BASELINE,
+    "SM+LN+R",
+    "EReg(SM(t)+ScFuFFN)",
+    "static+bilinear",
+    "static+bilinear+bounded",
+    "static+bilinear+power",
+)
+"""The rows that matter."""
+OTHERS = (
+    "SM+LN",
+    "SM+G",
+    "SM+R",
+    "SM",
+    "SM+ScFFN",
+    "SM+ScFuFFN",
+    "SM+ScFuFFN_i6",
+    "SM(t)+ScFuFFN",
+    "static+relu",
+    "static+square",
+    "static+fused",
+)
+BEST = (BASELINE, "static+bilinear", "static+bilinear+bounded")
+"""The rows that are also trained with longer contexts and deeper."""
+STABLE = ("static+bilinear", "static+bilinear+bounded")
+RATES = (3e-4, 6e-4, 1e-3, 2e-3)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large the study is. ``small`` is GPT-2's small shape; ``tiny`` fits a test.
+
+    shape: the smallest model; a run may have other layers and another context. batch: tokens a step.
+    search, main, long: training tokens. contexts, deep, seeds: what the later phases vary.
+    tokens_per_second: a rough figure for ``--list``, of one H100 that nothing else uses.
+    """
+
+    shape: ModelConfig
+    batch: int
+    search: int
+    main: int
+    long: int
+    contexts: tuple[int, ...]
+    deep: int
+    seeds: tuple[int, ...]
+    megabytes: float
+    tokens_per_second: float
+
+
+SCALES = {
+    "small": Scale(
+        shape=replace(gpt2_small(), vocab_size=32768),
+        batch=65536,
+        search=20_000_000,
+        main=85_000_000,
+        long=250_000_000,
+        contexts=(256, 512),
+        deep=18,
+        seeds=(0, 1, 2),
+        megabytes=400.0,
+        tokens_per_second=450_000.0,
+    ),
+    "tiny": Scale(
+        shape=ModelConfig(
+            vocab_size=300,
+            context=16,
+            width=32,
+            heads=2,
+            kv_heads=2,
+            head_size=16,
+            ffn_width=48,
+            layers=(LayerConfig(),) * 2,
+        ),
+        batch=128,
+        search=128 * 12,
+        main=128 * 20,
+        long=128 * 30,
+        contexts=(24, 32),
+        deep=3,
+        seeds=(0, 1, 2),
+        megabytes=0.3,
+        tokens_per_second=5_000.0,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run. ``rate`` is None while the search that decides it is not done."""
+
+    phase: str
+    row: str
+    layers: int
+    context: int
+    tokens: int
+    seed: int
+    cut: int
+    rate: float | None
+
+    @property
+    def name(self) -> str:
+        """Of its file; says everything, but the rate only where the phase varies it."""
+        row = re.sub(r"[^\w+.-]", "_", self.row)
+        name = f"{self.phase}-{row}-L{self.layers}-T{self.context}-s{self.seed}-c{self.cut}"
+        return name if self.phase != "search" else f"{name}-lr{self.rate:g}"
+
+    def config(self, scale: Scale) -> ModelConfig:
+        """The model."""
+        inner = re.fullmatch(r"EReg\((.+)\)", self.row)
+        shape = replace(scale.shape, context=self.context, layers=(LayerConfig(),) * self.layers)
+        config = architecture(inner[1] if inner else self.row, shape)
+        temperature = any(layer.temperature for layer in config.layers)
+        return replace(config, temperature_init=1e-2) if temperature else config
+
+    @property
+    def regularised(self) -> bool:
+        """Whether the entropy regulariser belongs to the row."""
+        return self.row.startswith("EReg(")
+
+
+def best_rates(results: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """The learning rate with the lowest held-out loss of every row whose search is complete; runs with NaN lose."""
+    found: dict[str, dict[float, float]] = {}
+    for result in results:
+        if result["run"]["phase"] == "search":
+            loss = math.inf if result["held_out_loss"] is None else result["held_out_loss"]
+            found.setdefault(result["run"]["row"], {})[result["run"]["rate"]] = loss
+    complete = {row: losses for row, losses in found.items() if set(losses) == set(RATES)}
+    return {row: min(losses, key=lambda rate: losses[rate]) for row, losses in complete.items()}
+
+
+def searched_row(row: str) -> str:
+    """The row whose learning rate ``row`` takes: its own, or that of the searched row with norms of the same kind."""
+    if row in ROWS:
+        return row
+    if row.startswith("static"):
+        return "static+bilinear"
+    return BASELINE if "+LN" in row else "EReg(SM(t)+ScFuFFN)"
+
+
+def plan(scale: Scale, results: Iterable[Mapping[str, Any]]) -> list[Run]:
+    """Every run, the most important first within what has to precede it.
+
+    results: the documents of the runs that are done; they decide the learning rates.
+    """
+    rates = best_rates(results)
+    layers, context = scale.shape.depth, scale.shape.context
+
+    def run(phase: str, row: str, **changes: Any) -> Run:
+        usual = Run(phase, row, layers, context, scale.main, 0, 0, rates.get(searched_row(row)))
+        return replace(usual, **changes)
+
+    runs = [run("search", row, tokens=scale.search, rate=rate) for row in ROWS for rate in RATES]
+    runs += [run("main", row, seed=seed) for seed in scale.seeds for row in ROWS]
+    for index in range(10):
+        row = STABLE[index % len(STABLE)]
+        base = run("stability", row, seed=100 + index, cut=index // 5)
+        factor = (0.5, 0.7, 1.0, 1.4, 2.0)[index % 5]
+        runs.append(base if base.rate is None else replace(base, rate=base.rate * factor))
+    runs += [
+        run("context", row, context=length, seed=s) for length in scale.contexts for s in scale.seeds for row in BEST
+    ]
+    runs += [run("deep", row, layers=scale.deep) for row in BEST]
+    runs += [run("long", row, tokens=scale.long) for row in BEST]
+    return runs + [run("other", row) for row in OTHERS if fits(row, layers)]
+
+
+def fits(row: str, layers: int) -> bool:
+    """Whether a model of that many layers has the row: _i<k> drops k feed-forward branches."""
+    match = re.search(r"_i(\d+)$", row)
+    return match is None or int(match[1]) <= layers

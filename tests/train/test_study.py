@@ -1,0 +1,178 @@
+"""The study at a size that a CPU does in seconds: it stops anywhere, goes on, decides rates and sums up."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def study() -> Iterator[Any]:
+    """The program as a module; its neighbours are found while it is loaded."""
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        import study as module
+
+        yield module
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+
+
+@pytest.fixture(scope="module")
+def tiny(study: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Path]:
+    """The scale, a corpus and an empty folder."""
+    out = tmp_path_factory.mktemp("study")
+    scale = study.SCALES["tiny"]
+    corpus = study.load_study_corpus(out / "corpus-tiny-0.npz", megabytes=0.3, vocab_size=300, cut=0)
+    return scale, corpus, out
+
+
+def test_the_plan_covers_the_study_and_no_name_is_twice(study: Any) -> None:
+    runs = study.plan(study.SCALES["small"], [])
+    names = [run.name for run in runs]
+    assert len(set(names)) == len(names)
+    count = {phase: sum(run.phase == phase for run in runs) for phase in dict.fromkeys(run.phase for run in runs)}
+    assert count == {"search": 24, "main": 18, "stability": 10, "context": 18, "deep": 3, "long": 3, "other": 11}
+    assert all((run.rate is None) == (run.phase != "search") for run in runs)
+    stable = [run for run in runs if run.phase == "stability"]
+    assert {run.cut for run in stable} == {0, 1}
+    for run in runs:
+        assert run.config(study.SCALES["small"]).context == run.context
+        assert run.tokens >= 85_000_000 or run.phase == "search"
+
+
+def test_the_search_decides_every_rate(study: Any) -> None:
+    scale = study.SCALES["small"]
+    search = [run for run in study.plan(scale, []) if run.phase == "search"]
+    documents = [
+        {"run": asdict(run), "held_out_loss": None if run.rate == 2e-3 else abs(math.log(run.rate / 1e-3))}
+        for run in search
+    ]
+    runs = [run for run in study.plan(scale, documents) if run.phase != "search"]
+    assert {run.rate for run in runs if run.phase != "stability"} == {1e-3}
+    assert sorted({run.rate for run in runs if run.phase == "stability"}) == pytest.approx(
+        [5e-4, 7e-4, 1e-3, 1.4e-3, 2e-3]
+    )
+    incomplete = [document for document in documents if document["run"]["row"] != "SM+LN+G"][1:]
+    rates = {run.row: run.rate for run in study.plan(scale, incomplete) if run.phase in ("main", "other")}
+    assert rates["SM+LN+G"] is rates["SM+LN"] is None
+    assert rates["static+relu"] == 1e-3
+
+
+def test_a_run_that_is_cut_off_goes_on_as_if_nothing_had_happened(
+    study: Any, tiny: tuple[Any, Any, Path], tmp_path: Path
+) -> None:
+    scale, corpus, _ = tiny
+    base = next(run for run in study.plan(scale, []) if run.row == "static+bilinear+bounded")
+    run = replace(base, rate=3e-3)
+    documents = []
+    for name in ("whole", "cut"):
+        out = tmp_path / name
+        out.mkdir()
+        rounds = 0
+        while not (out / f"{run.name}.json").exists():
+            # A time that is over at once: every call takes one step.
+            until = math.inf if name == "whole" else time.monotonic()
+            try:
+                study.train(run, scale, corpus, out, device="cpu", until=until, save=math.inf, parts=2)
+            except study.OutOfTimeError:
+                assert study.status(run, out) == "under way"
+            rounds += 1
+        documents.append(json.loads((out / f"{run.name}.json").read_text()))
+        assert rounds == (1 if name == "whole" else documents[0]["steps"])
+        assert not list(out.glob("*.state"))
+    one, other = documents
+    for name in ("curve", "held_out_loss", "head_entropy", "largest_gradient_norm"):
+        assert one[name] == other[name], name
+    assert one["operators"] == {"bounded heads": 4, "bilinear": 2}
+    assert one["nan_step"] is None
+    assert one["perplexity"] == pytest.approx(math.exp(one["held_out_loss"]))
+
+
+def test_a_run_that_diverges_says_at_which_step(study: Any, tiny: tuple[Any, Any, Path], tmp_path: Path) -> None:
+    scale, corpus, _ = tiny
+    run = replace(study.plan(scale, [])[0], rate=1e30)
+    study.train(run, scale, corpus, tmp_path, device="cpu", until=math.inf, save=math.inf, parts=1)
+    document = json.loads((tmp_path / f"{run.name}.json").read_text())
+    assert document["nan_step"] in (1, 2, 3)
+    assert document["held_out_loss"] is None
+    assert study.status(run, tmp_path).startswith("NaN at step")
+
+
+def test_the_program_lists_runs_side_by_side_and_sums_up(
+    study: Any, tiny: tuple[Any, Any, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tiny[2]
+    words = ["--out", str(out), "--scale", "tiny", "--device", "cpu"]
+    names = [f"search-static+bilinear-L2-T16-s0-c0-lr{rate:g}" for rate in (3e-4, 6e-4)]
+    assert study.main([*words, "--only", ",".join(names), "--parallel", "2"]) == 0
+    assert capsys.readouterr().out.count("done") == 2
+    assert study.main([*words, "--only", "search", "--list"]) == 0
+    listed = capsys.readouterr().out
+    assert listed.count("done") == 2
+    assert listed.count("missing") == 22
+    assert study.main([*words, "--only", names[0]]) == 0  # nothing left to do
+    with pytest.raises(SystemExit):
+        study.main([*words, "--only", "nothing"])
+    capsys.readouterr()
+    assert study.main([*words, "--summary"]) == 0
+    assert json.loads((out / "summary.json").read_text())["entries"] == []
+
+
+def test_differences_from_the_baseline_are_paired_by_seed(study: Any) -> None:
+    def result(row: str, seed: int, loss: float | None) -> dict[str, Any]:
+        run = study.Run("main", row, 12, 128, 1000, seed, 0, 1e-3)
+        entry = {"run": asdict(run), "held_out_loss": loss, "tokens": 1000, "operators": {}}
+        return entry | {"buckets_of_reachable": [1.0, 0.0, 0.0, 0.0]}
+
+    losses = {
+        "SM+LN+G": (2.0, 2.2, 2.1),
+        "static+bilinear": (1.9, 2.15, 1.98),
+        "static+bilinear+power": (2.1, None, None),
+    }
+    results = [result(row, seed, loss) for row, values in losses.items() for seed, loss in enumerate(values)]
+    entries = {entry["row"]: entry for entry in study.summary(results)}
+    ours = entries["static+bilinear"]
+    assert ours["difference"] == pytest.approx(-0.09)
+    # By hand: standard deviation of (-0.1, -0.05, -0.12) is 0.036056; t = 4.303 with 2 degrees of freedom.
+    assert ours["interval"] == pytest.approx(4.303 * 0.0360555 / math.sqrt(3), rel=1e-4)
+    assert entries["static+bilinear+power"]["finished"] == 1
+    assert entries["static+bilinear+power"]["interval"] is None
+    study.print_summary(list(entries.values()))
+
+
+@pytest.mark.usefixtures("study")
+def test_whole_packages_are_held_out_and_cuts_differ() -> None:
+    from study_corpus import held_out_packages, near_duplicates
+
+    sizes = {f"package{index}": 10 + index for index in range(200)} | {"huge": 5000}
+    first, second = held_out_packages(sizes, 0), held_out_packages(sizes, 1)
+    assert first != second
+    assert "huge" not in first | second
+    for packages in (first, second):
+        assert 0.02 <= sum(sizes[name] for name in packages) / sum(sizes.values()) < 0.05
+    line = "a line of more than twenty characters"
+    training = ["\n".join(f"{line} {index}" for index in range(10))]
+    near = "\n".join(f"{line} {index}" for index in range(2, 10)) + f"\n{line} new\n{line} other"
+    far = "\n".join(f"{line} {index}" for index in range(5, 15))
+    assert near_duplicates(training, [near, far, "short"]) == 1
+
+
+def test_corpora_keep_their_facts(tiny: tuple[Any, Any, Path]) -> None:
+    corpus = tiny[1]
+    assert corpus.facts.training_tokens == len(corpus.training)
+    assert corpus.facts.held_out_packages >= 1
+    training, held_out = corpus.windows(16)
+    assert training.shape[1] == held_out.shape[1] == 17
+    assert torch.equal(training.flatten(), corpus.training[: training.numel()])
