@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -10,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 pytest.importorskip("spu")
@@ -98,7 +98,13 @@ class Deployment:
 
     def wait_for(self, role: str, words: str, seconds: float = 60.0, count: int = 1) -> None:
         """Wait until a log holds the words so many times."""
-        wait_until(lambda: self.log(role).count(words) >= count, f"{words} in the log of {role}", seconds)
+
+        def said() -> bool:
+            found = self.log(role).count(words) >= count
+            assert found or self.processes[role].poll() is None, self.log(role)
+            return found
+
+        wait_until(said, f"{words} in the log of {role}", seconds)
 
     def ask(self, *arguments: str, timeout: float = 150.0) -> subprocess.CompletedProcess[str]:
         """``aero ask`` as the client."""
@@ -142,17 +148,12 @@ def wait_until(true: Callable[[], bool], what: str, seconds: float = 60.0) -> No
 
 def children(pid: int) -> list[int]:
     """Processes that a process started."""
-    listed = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [int(each) for each in listed]
+    return [child.pid for child in psutil.Process(pid).children()]
 
 
 def alive(pid: int) -> bool:
     """Whether a process still runs (a zombie does not)."""
-    try:
-        os.kill(pid, 0)
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (OSError, ProcessLookupError):
-        return False
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
 @pytest.fixture

@@ -67,6 +67,11 @@ class Processes:
         """Send a line to a party. One that has ended hears nothing; ``next`` says why it ended."""
         self._say(self._processes[index], json.dumps(line))
 
+    @property
+    def pids(self) -> list[int]:
+        """The system's numbers of the processes."""
+        return [process.pid for process in self._processes]
+
     def next(self) -> tuple[int, Event] | None:
         """Wait for the next event and the index of its party; None once every party has ended in order.
 

@@ -35,12 +35,13 @@ class PrivateClient:
         self._run: asyncio.Task[None] | None = None
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._links: list[Link] = []
+        self._failed = False
         self.plan: Plan | None = None
 
     @property
     def alive(self) -> bool:
         """Whether the session stands and may be asked."""
-        return self._run is not None and not self._run.done() and not self._draining
+        return self._run is not None and not self._run.done() and not self._failed and not self._draining
 
     @property
     def _draining(self) -> bool:
@@ -105,11 +106,12 @@ class PrivateClient:
                 over = over or event["kind"] == "answered"
                 yield event
         finally:
-            if not over and not self._run.done():
+            if not over and not self._failed:
                 await hosted.say({"kind": "stop"})
                 async for _ in self._until("answered"):
                     pass
-            await hosted.set_busy(False)
+            if not self._failed:
+                await hosted.set_busy(False)
             if self._draining:
                 await self.close()
 
@@ -129,6 +131,7 @@ class PrivateClient:
 
     def _heard(self, event: Event) -> None:
         if event["kind"] != "link":
+            self._failed = self._failed or event["kind"] == "failed"
             self._events.put_nowait(event)
         elif event["draining"] and self._hosted is not None and self._hosted.ready and not self._hosted.busy:
             # The server wants to stop and nothing is going on: leave, so that it need not wait.
@@ -138,11 +141,9 @@ class PrivateClient:
         assert self._run is not None
         while True:
             event = await self._events.get()
-            if event is _OVER:
-                self._events.put_nowait(_OVER)
-                if error := self._run.exception():
-                    raise error
-                raise AeroError("The session has ended; begin a new one.")
+            if event["kind"] == "failed" or event is _OVER:
+                self._events.put_nowait(event)
+                raise AeroError(event.get("message", "The session has ended; begin a new one."))
             yield event
             if event["kind"] == kind:
                 return

@@ -38,7 +38,8 @@ class JsonLines(logging.Formatter):
         line = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created)),
             "level": record.levelname.lower(),
-            "event": record.getMessage(),
+            # The rest of a library's message could quote a value.
+            "event": record.getMessage().partition("\n")[0],
         }
         line.update({key: value for key, value in vars(record).items() if key not in _STANDARD and key != "message"})
         if record.exc_info and record.exc_info[0] is not None:

@@ -128,6 +128,10 @@ class Desk:
             self.metrics.failed.inc()
             log.warning("request failed", extra={"reason": str(error)})
             ticket.pieces.put_nowait(error)
+        except Exception as error:
+            # Its text could quote the prompt: the kind alone is told.
+            log.error("request failed", extra={"exception": type(error).__name__})
+            ticket.pieces.put_nowait(AeroError(f"The endpoint failed ({type(error).__name__}); ask again."))
         finally:
             self._inside -= 1
 

@@ -23,6 +23,7 @@ from starlette.routing import Route
 
 from aero.errors import AeroError
 from aero.private.messages import Choice, Request
+from aero.private.protocols import protocol_named
 from aero.serve import wire
 from aero.serve.desk import Desk, Ticket
 from aero.serve.wire import ChatRequest, CompletionRequest, RequestError
@@ -75,7 +76,14 @@ class Endpoint:
         del request
         plan = self.desk.plan
         listed = {"id": self.desk.model, "object": "model", "created": 0, "owned_by": "aero"}
-        described = {"model_hash": plan.model, "protocol": plan.protocol, "context": plan.context}
+        trust = protocol_named(plan.protocol).trust
+        described = {
+            "model_hash": plan.model,
+            "protocol": plan.protocol,
+            "context": plan.context,
+            "secure": trust.secure,
+            "statement": trust.statement,
+        }
         return JSONResponse({"object": "list", "data": [{**listed, "aero": described}]})
 
     async def metrics(self, request: HttpRequest) -> Response:

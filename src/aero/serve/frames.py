@@ -176,6 +176,8 @@ async def read(reader: asyncio.StreamReader, seconds: float | None = FRAME_SECON
 
 async def write(writer: asyncio.StreamWriter, message: Strict) -> None:
     """Send a message. Raises BrokenLinkError if the connection is gone."""
+    if writer.is_closing():  # asyncio's TLS does not take a write after that
+        raise BrokenLinkError("The other side closed the connection.")
     try:
         writer.write(encode(message))
         await asyncio.wait_for(writer.drain(), FRAME_SECONDS)

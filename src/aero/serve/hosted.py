@@ -9,8 +9,11 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
+
+import psutil
 
 from aero.errors import AeroError
 from aero.private.messages import Address, Event, PartyJob
@@ -70,9 +73,9 @@ class Hosted:
         if set(self.links) == self.expected:
             self._assembled.set()
 
-    def fail(self, message: str) -> None:
-        """End the session for a reason of this host's own."""
-        self._fail(LostPartyError(message, own=True))
+    def fail(self, message: str, *, own: bool = True) -> None:
+        """End the session; own: for a reason of this host's own, and not because others are silent."""
+        self._fail(LostPartyError(message, own=own))
 
     async def drain(self) -> None:
         """Tell the others that nothing new shall begin."""
@@ -91,6 +94,8 @@ class Hosted:
             await self._conduct()
         except AeroError as error:
             reason = await self._first_cause(error)
+            # Whoever waits hears it now; ending everything takes some seconds more.
+            self._heard({"kind": "failed", "message": str(reason)})
             raise reason from None
         finally:
             await self._close(reason)
@@ -200,15 +205,24 @@ class Hosted:
             now = loop.time()
             if self.busy or not self.ready:
                 last = max(self._changed, *(link.carried.heard for link in self.links.values()))
-                if now - last > self._stall_seconds:
-                    quiet = min(self.links.values(), key=lambda link: link.carried.heard)
-                    self.fail(
-                        f"Nothing has come from party {quiet.name} for {self._stall_seconds:g} s; the session is over."
-                    )
+                # Until all are there, a party may still load its libraries and fold its weights.
+                limit = self._stall_seconds if self.ready else max(self._stall_seconds, self.job.wait_seconds)
+                if now - last > limit:
+                    self._stalled(limit)
                     return
             elif self._idle_seconds is not None and now - self._changed > self._idle_seconds:
                 self.fail(f"The session had no request for {self._idle_seconds:g} s and was ended; begin a new one.")
                 return
+
+    def _stalled(self, limit: float) -> None:
+        # All hosts notice a stall together, and only the host of a party that does not run can say whose fault it is.
+        assert self._processes is not None
+        with suppress(psutil.Error):
+            if psutil.Process(self._processes.pids[0]).status() == psutil.STATUS_STOPPED:
+                role = self._processes.protocol.roles[self.job.rank]
+                self.fail(f"Party {role} does not run: something stopped its process; the session is over.")
+                return
+        self.fail(f"No party has sent anything for {limit:g} s; the session is over.", own=False)
 
     async def _first_cause(self, error: AeroError) -> AeroError:
         """Of all that the end brings to light, what happened first."""

@@ -119,6 +119,7 @@ async def relay(near: Pair, far: Pair, carried: Carried) -> None:
 async def _outward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, carried: Carried) -> None:
     while True:
         data = await reader.read(CHUNK)
+        _check_open(writer)
         writer.write(len(data).to_bytes(4, "big"))
         if data:
             writer.write(data)
@@ -134,10 +135,18 @@ async def _inward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, ca
         size = int.from_bytes(await reader.readexactly(4), "big")
         if size > CHUNK:
             raise ValueError("a chunk longer than any")
+        data = await reader.readexactly(size)
+        _check_open(writer)
         if size == 0:
             writer.write_eof()
             return
-        writer.write(await reader.readexactly(size))
+        writer.write(data)
         await writer.drain()
         carried.received += size
         carried.heard = loop.time()
+
+
+def _check_open(writer: asyncio.StreamWriter) -> None:
+    # asyncio's TLS does not take a write on a closed connection.
+    if writer.is_closing():
+        raise ConnectionResetError
