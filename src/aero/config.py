@@ -255,6 +255,21 @@ def llama_tiny() -> ModelConfig:
     )
 
 
+def llama_7b() -> ModelConfig:
+    """The shape of LLaMA 7B (arXiv 2302.13971, table 2): for estimates, too large to run on one small machine."""
+    return replace(
+        llama_tiny(),
+        vocab_size=32000,
+        context=2048,
+        width=4096,
+        heads=32,
+        kv_heads=32,
+        head_size=128,
+        ffn_width=11008,
+        layers=llama_tiny().layers[:1] * 32,
+    )
+
+
 def _gpt2(*, layers: int, heads: int, width: int, vocab_size: int) -> ModelConfig:
     return ModelConfig(
         vocab_size=vocab_size,
@@ -272,6 +287,7 @@ SHAPES: dict[str, Callable[[], ModelConfig]] = {
     "gpt2-probe": gpt2_probe,
     "gpt2-small": gpt2_small,
     "llama-tiny": llama_tiny,
+    "llama-7b": llama_7b,
 }
 
 # --- the rows of the papers' architecture table, and ours -------------------------------------------------------------

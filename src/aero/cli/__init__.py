@@ -7,7 +7,7 @@ import sys
 import typer
 
 from aero import __version__
-from aero.cli import ask, corpus, dealer, demo, emulate, entropy, party, private, serve, train
+from aero.cli import ask, corpus, dealer, demo, emulate, entropy, estimate, party, private, serve, train
 from aero.errors import AeroError
 
 root = typer.Typer(
@@ -31,6 +31,7 @@ root.command("train")(train.command)
 root.command("entropy")(entropy.command)
 root.add_typer(private.app, name="private")
 private.app.command("emulate")(emulate.emulate)
+private.app.command("estimate")(estimate.command)
 root.command("demo")(demo.command)
 root.command("serve")(serve.command)
 root.command("ask")(ask.ask)
