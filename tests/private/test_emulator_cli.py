@@ -92,7 +92,7 @@ def test_a_broken_bound_is_told(saved: Path) -> None:
     ("words", "complaint"),
     [
         (["--ring", 16], "64 or 32 bits"),
-        (["--fraction-bits", 40], "fraction bits"),
+        (["--fraction-bits", 40], "go from 1 to 26"),
         (["--length", 999], "model's context"),
         (["--device", "abacus"], "choose cpu"),
         (["--gelu", "erf"], "polynomial or tanh"),

@@ -61,7 +61,9 @@ class Emulator:
             seed=settings.seed,
         )
         self.program = Program(model.config, model.rotation, one_hot=settings.one_hot, gelu=settings.gelu)
-        self.machine = Machine(ring, self.program.layout.pack(model.weights))
+        packed = self.program.layout.pack(model.weights)
+        self.weights = {name: packed[name] for name in self.program.weights}
+        self.machine = Machine(ring, self.weights)
 
     def enter(self, tokens: Tokens, past: int = 0) -> None:
         """The client's input: tokens [N, T] at positions past ... past + T - 1."""
