@@ -76,7 +76,8 @@ class Cure:
     itself, a constant that stands still from the start of the blend on, nothing that holds sigma to it.
 
     shipped: ``StaticNorm`` and ``StaticSchedule()`` as they are; the other fields but ``scaled`` then say nothing.
-    geometric: blend of ln(1/sigma) in place of 1/sigma. logarithmic: the constant follows the mean of it. refresh: the constant follows until the norm is frozen.
+    geometric: blend of ln(1/sigma) in place of 1/sigma. logarithmic: the constant follows the mean of it.
+    refresh: the constant follows until the norm is frozen.
     deviation: weight of the deviation in the loss; squared: it is ln(u)^2 instead of (u^2 - 1 - ln u^2) / 2.
     end: share of the steps at which the blend ends. slow: factor on the learning rate once the norms are frozen.
     decay: weight decay of the feed-forward matrices. scaled: learned output scales. stagger: as in ``StaticSchedule``.

@@ -3,16 +3,16 @@
 Every norm maps [..., d] to [..., d] and has ``weight`` and ``bias`` ([d] or None): what folds it reads one shape.
 
 A static norm is an ordinary norm whose 1/sigma is taken away during training. With x centred (``static``) or as it is
-(``static_rms``), r = 1/sqrt(mean(x^2) + eps) per token, c the running geometric mean of r over tokens, and b the blend:
+(``static_rms``), r = 1/sqrt(mean(x^2) + eps) per token, c the running mean of r over tokens, and b the blend:
 
     y = x * r^(1 - b) * c^b * weight + bias
 
 At b = 0 it is the ordinary norm; at b = 1 nothing is computed from x but its mean, and the whole norm is an affine map
 that folds into the next matrix. c follows r until then.
 
-Both means are geometric for a reason. A token whose sigma is a thousand times 1/c leaves the norm at (c sigma)^b, which
-a hundredth of the way is 1.07; the arithmetic blend makes it 11, the product of a bilinear branch 120, and the next
-norm sees that. And the arithmetic mean of 1/sigma is that of the smallest sigmas, those of the first steps among them.
+The blend is geometric for a reason. A token whose sigma is a thousand times 1/c leaves the norm at (c sigma)^b, which a
+hundredth of the way is 1.07; the arithmetic blend makes it 11, the product of a bilinear branch 120, and the next norm
+sees that.
 
 What remains is that nothing holds u = c sigma at 1 once the norm is a constant, and products grow with its square. In
 training every forward pass leaves ``deviation``, the mean over tokens of (u^2 - 1 - ln u^2) / 2, for the loss to hold
@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from aero.config import Norm
 
 MOMENTUM = 0.01
-"""Share of a new batch in the running mean of ln(1/sigma) after a hundred batches; before, a plain mean."""
+"""Share of a new batch in the running mean of 1/sigma after a hundred batches; before, a plain mean."""
 
 
 class LayerNorm(nn.LayerNorm):
@@ -75,7 +75,7 @@ class NoNorm(nn.Module):
 class StaticNorm(nn.Module):
     """A norm whose 1/sigma is blended to a constant; the formula is in the module's docstring.
 
-    constant: buffer, scalar; c, the running geometric mean of 1/sigma.
+    constant: buffer, scalar; c, the running mean of 1/sigma.
     blend: buffer, scalar in [0, 1]; b. Set it with ``set_static_blend``.
     updates: buffer, scalar; how many batches the running mean has seen.
     deviation: scalar, mean over tokens of (u^2 - 1 - ln u^2) / 2, u = c sigma, in the latest forward pass in training,
@@ -132,14 +132,12 @@ class StaticNorm(nn.Module):
 
     def _observed(self, inverse: Tensor) -> Tensor:
         """``inverse``, after the running mean has followed it and ``deviation`` has been measured."""
-        logarithm = inverse.log()
         if self.phase != "frozen":
             with torch.no_grad():
                 self.updates.add_(1.0)
                 share = (1.0 / self.updates).clamp(min=MOMENTUM)
-                last = self.constant.log()
-                self.constant.copy_((last + share * (logarithm.mean() - last)).exp())
-        off = 2 * (self.constant.log() - logarithm)
+                self.constant.add_(share * (inverse.mean() - self.constant))
+        off = 2 * (self.constant.log() - inverse.log())
         self.deviation = (off.exp() - 1 - off).mean() / 2
         return inverse
 
