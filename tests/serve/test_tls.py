@@ -16,7 +16,7 @@ from aero.errors import AeroError
 from aero.serve import frames
 from aero.serve.certificates import Certificate, load, load_folder, make
 from aero.serve.frames import BrokenLinkError, Ping
-from aero.serve.tls import client_context, connect, peer_fingerprint, server_context
+from aero.serve.tls import client_context, close, connect, peer_fingerprint, server_context
 
 LONG_AGO = datetime.datetime(2024, 1, 1, tzinfo=datetime.timezone.utc)
 LATER = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(days=3)
@@ -71,7 +71,7 @@ def refused(server: Certificate, client: Certificate, trusts: list[Certificate])
             reader, writer = await connect("127.0.0.1", port, calling, server.fingerprint, "The server")
             with pytest.raises(BrokenLinkError, match="closed the connection"):
                 await ping(reader, writer)
-            writer.close()
+            await close(writer)
         return callers
 
     assert asyncio.run(call()) == []

@@ -7,7 +7,7 @@ import sys
 import typer
 
 from aero import __version__
-from aero.cli import ask, corpus, dealer, demo, emulate, entropy, estimate, party, private, serve, train
+from aero.cli import ask, corpus, dealer, demo, doctor, emulate, entropy, estimate, party, private, serve, train
 from aero.errors import AeroError
 
 root = typer.Typer(
@@ -37,6 +37,7 @@ root.command("serve")(serve.command)
 root.command("ask")(ask.ask)
 root.command("chat")(ask.chat)
 root.command("endpoint")(ask.endpoint)
+root.command("doctor")(doctor.command)
 root.add_typer(party.app, name="party")
 root.command("dealer")(dealer.command)
 

@@ -15,7 +15,7 @@ from aero.serve.frames import End, Plan
 from aero.serve.hosted import Hosted
 from aero.serve.link import Link
 from aero.serve.settings import ClientSettings, Peer, address, read_as
-from aero.serve.tls import client_context, connect
+from aero.serve.tls import client_context, close, connect
 from aero.serve.tunnel import Pair
 
 HELPER = 2
@@ -161,7 +161,7 @@ class PrivateClient:
         try:
             met, self.plan = await handshake.call(*pair, "client", who, self._check, session=session, plan=self.plan)
         except BaseException:
-            pair[1].close()
+            await close(pair[1])
             raise
         role = protocol_named(settings.protocol).roles[rank]
         self._links.append(Link(rank, f"{role} ({peer.address})", met, pair, call))

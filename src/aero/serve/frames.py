@@ -130,8 +130,15 @@ class End(Strict):
     own: bool = False
 
 
+class Probe(Strict):
+    """So many bytes follow, and as many come back: to measure the link."""
+
+    kind: Literal["probe"] = "probe"
+    size: Annotated[int, Field(ge=1, le=4 * 2**20)]
+
+
 Message = Annotated[
-    Hello | Welcome | Join | Refused | Stream | Open | Ping | Draining | End, Field(discriminator="kind")
+    Hello | Welcome | Join | Refused | Stream | Open | Ping | Draining | End | Probe, Field(discriminator="kind")
 ]
 _messages: TypeAdapter[Any] = TypeAdapter(Message)
 

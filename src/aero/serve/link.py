@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
 from collections.abc import Awaitable, Callable
 
 from aero.errors import AeroError
@@ -11,6 +10,7 @@ from aero.serve import frames
 from aero.serve.frames import BrokenLinkError, Draining, End, Open, Ping, Port, Stream
 from aero.serve.handshake import nonce
 from aero.serve.settings import Strict
+from aero.serve.tls import close
 from aero.serve.tunnel import Carried, Endpoint, Pair, local, relay
 
 PING_SECONDS = 5.0
@@ -181,8 +181,4 @@ class Link:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self.endpoint.close()
-        self._writer.close()
-        try:
-            await asyncio.wait_for(self._writer.wait_closed(), 2.0)
-        except (OSError, ssl.SSLError, asyncio.TimeoutError):
-            return
+        await close(self._writer)

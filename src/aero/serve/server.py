@@ -16,9 +16,9 @@ from pathlib import Path
 
 from aero.errors import AeroError
 from aero.private.messages import Event
-from aero.serve import frames, handshake
+from aero.serve import frames, handshake, probe
 from aero.serve.certificates import Certificate, load, load_folder
-from aero.serve.frames import Hello, Plan, Refused, Stream
+from aero.serve.frames import Hello, Plan, Probe, Refused, Stream
 from aero.serve.hosted import Hosted
 from aero.serve.link import Link
 from aero.serve.metrics import Metrics
@@ -132,6 +132,9 @@ class Server(ABC):
                 await self._carry(first, caller, (reader, writer))
             elif isinstance(first, Hello):
                 await self._welcome(first, caller, (reader, writer))
+            elif isinstance(first, Probe):
+                await probe.answer(first, (reader, writer))
+                writer.close()
             else:
                 raise AeroError("Begin with hello.")
         except AeroError as error:
@@ -140,7 +143,7 @@ class Server(ABC):
             with suppress(AeroError):
                 await frames.write(writer, Refused(message=str(error)[:1000]))
             writer.close()
-        except (OSError, ssl.SSLError, asyncio.CancelledError):
+        except (OSError, ssl.SSLError, asyncio.CancelledError, asyncio.TimeoutError):
             writer.transport.abort()
 
     async def _carry(self, first: Stream, caller: str, pair: Pair) -> None:

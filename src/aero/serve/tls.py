@@ -10,6 +10,7 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from aero.errors import AeroError
@@ -17,6 +18,8 @@ from aero.serve.certificates import Certificate, check_key, fingerprint
 
 CONNECT_SECONDS = 10.0
 """What a connection and its TLS handshake may take."""
+
+CLOSING_SECONDS = 2.0
 
 BUFFER = 2**20
 """Bytes that a connection's reader may hold."""
@@ -51,8 +54,11 @@ def _context(side: int, certificate: Path, key: Path, trusted: Iterable[Certific
 
 
 def peer_fingerprint(writer: asyncio.StreamWriter) -> str:
-    """The fingerprint of the certificate that the other side showed."""
-    der = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+    """The fingerprint of the certificate that the other side showed. Raises ConnectionResetError if it is gone."""
+    secured: ssl.SSLObject | None = writer.get_extra_info("ssl_object")
+    der = None if secured is None else secured.getpeercert(binary_form=True)
+    if der is None:
+        raise ConnectionResetError
     return fingerprint(der)
 
 
@@ -78,15 +84,31 @@ async def connect(
         raise AeroError(
             f"{who} does not answer at {host}:{port}; check that it runs and that the port is open."
         ) from None
-    if peer_fingerprint(writer) != expected:
-        writer.close()
+    try:
+        found = peer_fingerprint(writer)
+        set_options(writer)
+    except OSError:
+        await close(writer)
+        raise AeroError(
+            f"{who} at {host}:{port} closed the connection; it may not have this party's certificate."
+        ) from None
+    if found != expected:
+        await close(writer)
         raise AeroError(f"{who} at {host}:{port} answers with the certificate of another party; nothing was sent.")
-    set_options(writer)
     return reader, writer
 
 
+async def close(writer: asyncio.StreamWriter) -> None:
+    """Close a connection and wait a moment for its end."""
+    writer.close()
+    with suppress(OSError, asyncio.TimeoutError):
+        await asyncio.wait_for(writer.wait_closed(), CLOSING_SECONDS)
+
+
 def set_options(writer: asyncio.StreamWriter) -> None:
-    """Small messages go at once, and a dead host is noticed by the system."""
-    connection: socket.socket = writer.get_extra_info("socket")
+    """Small messages go at once, and a dead host is noticed by the system. Raises OSError if the connection is gone."""
+    connection: socket.socket | None = writer.get_extra_info("socket")
+    if connection is None:
+        raise ConnectionResetError
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

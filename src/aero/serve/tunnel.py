@@ -11,11 +11,10 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from dataclasses import dataclass
 
 from aero.serve.frames import Port
-from aero.serve.tls import BUFFER
+from aero.serve.tls import BUFFER, close
 
 CHUNK = 256 * 1024
 """Bytes read at a time, and the longest chunk."""
@@ -108,12 +107,7 @@ async def relay(near: Pair, far: Pair, carried: Carried) -> None:
     finally:
         for task in tasks:
             task.cancel()
-        for _, writer in (near, far):
-            writer.close()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        for _, writer in (near, far):
-            with suppress(OSError, ssl.SSLError, asyncio.TimeoutError):
-                await asyncio.wait_for(writer.wait_closed(), 2.0)
+        await asyncio.gather(close(near[1]), close(far[1]), *tasks, return_exceptions=True)
 
 
 async def _outward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, carried: Carried) -> None:
