@@ -39,6 +39,8 @@ OPERATIONS: dict[str, tuple[Any, int]] = {
     "multiply ss": (lambda x, y: x * y, 2),
     "multiply sp": (lambda x: x * 0.3, 1),
     "multiply sb": (lambda x, y: jnp.where(x < 1.0, y, 0.0), 2),
+    "multiply pb": (lambda x: jnp.where(x < 1.0, 0.3, 0.0), 1),
+    "multiply bp": (lambda x: jnp.where(x < 1.0, 3.0, 0.0), 1),
     "less ss": (lambda x, y: x < y, 2),
     "less sp": (lambda x: x < 1.0, 1),
     "select bss": (lambda x, y, z: jnp.where(x < y, y, z), 3),
@@ -128,8 +130,9 @@ def compare_program(protocol: str, model: str, gelu: Any, one_hot: bool, folder:
 
 
 @pytest.mark.parametrize("protocol", PROTOCOL_NAMES)
-def test_every_step_of_the_baseline_is_exact(protocol: str, tmp_path: Path) -> None:
-    compare_program(protocol, "gpt2-tiny:SM+LN+G", "tanh", False, tmp_path)
+@pytest.mark.parametrize("row", ["SM+LN+G", "static+bilinear+bounded", "static+bilinear+power"])
+def test_every_step_is_exact(protocol: str, row: str, tmp_path: Path) -> None:
+    compare_program(protocol, f"gpt2-tiny:{row}", "tanh", False, tmp_path)
 
 
 @pytest.mark.slow

@@ -145,7 +145,7 @@ def packed(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def powers(power: int, scores: Array) -> Array:
     raised = (scores.astype(np.float64) + OFFSET[:, None, None]) ** power + POWER_FLOOR
-    return np.tril(raised) * float(softmax.power_scale(power)) ** power
+    return np.tril(raised) * softmax.POWER_WEIGHT[power]
 
 
 @dataclass(frozen=True)
@@ -279,7 +279,7 @@ for form in exponent.FORMS:
         partial(softmax.bounded_reciprocal, ends=softmax.bounded_ends(form)),
         (np.float32(sums),),
         1 / sums.sum(-1, keepdims=True),
-        5e-5 / sums.sum(-1).min() + 10 * UNIT,
+        1e-4 / sums.sum(-1).min() + 10 * UNIT,
     )
 
 

@@ -1,7 +1,7 @@
 """One over a number whose range is public: a few comparisons, then Goldschmidt's iteration.
 
 The engine's own reciprocal looks for the highest bit, which takes most of its 36 rounds (semi2k). Here the range is cut
-at powers of 8; which piece a number lies in gives a first guess within a factor of 4.5, all comparisons in the same
+at powers of 3; which piece a number lies in gives a first guess within a factor of 2, all comparisons in the same
 rounds. Then D = z r and r are multiplied by alpha - D, both in one product, until D is level:
 
     D in [l, u], alpha = l + u:   D (alpha - D) in [l u, alpha^2 / 4]
@@ -23,12 +23,12 @@ from numpy.typing import NDArray
 
 from aero.private import ring
 
-RATIO = 8.0
-UNCUT = 32.0
+RATIO = 3.0
+UNCUT = 8.0
 """A range this narrow (largest over smallest) is not cut: its first guess is the same for all."""
 
-LEVEL = 1e-5
-"""Iterations end when D is level to this relative error."""
+LEVEL = 1.2e-4
+"""Iterations end when largest over smallest D is this close to 1; half of it is the relative error."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Reciprocal:
     def __call__(self, z: jax.Array, unit: NDArray[np.float64]) -> jax.Array:
         """1 / z for z [heads, n, 1] in [low, high] times ``unit`` [n, 1], public and positive.
 
-        Relative error 5e-5, and ten units.
+        Relative error 1e-4, and ten units.
         """
         # [2, n, pieces]: the guess by which z is multiplied, and the guess of what z is sought for.
         guesses = np.stack([_rounded(each / unit[:, 0]) for each in self.guesses], -1)

@@ -138,7 +138,13 @@ class Session:
             table = flat.reshape(2, config.context, config.rotary_size // 2)
         if self.job.rank == CLIENT:
             self.emit({"kind": "model", "description": config.to_dict(), "parameters": config.parameters})
-        program = Program(config, table, one_hot=self.job.embedding == "private", gelu=public["gelu"])
+        program = Program(
+            config,
+            table,
+            one_hot=self.job.embedding == "private",
+            gelu=public["gelu"],
+            together=self.protocol.together,
+        )
         return Agreed(program, tuple(public["prefix"]))
 
     def _enter_weights(self, model: PrivateModel | None) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from math import sqrt
 
 import jax
 import jax.numpy as jnp
@@ -33,8 +34,12 @@ CLIP = 16.0
 SQUARINGS = 6
 """exp(x) = (1 + y + y^2/2)^64 with y = x/64: relative error |x|^3 / 24576, so an error of at most 6e-5 on [-16, 0]."""
 
-BLOCKS = 8
-"""Row blocks the triangle is cut into: (BLOCKS + 1) / (2 BLOCKS) of the square is computed, here 0.5625."""
+BLOCKS = 32
+"""Row blocks the triangle is cut into: (BLOCKS + 1) / (2 BLOCKS) of the square is computed, here 0.5156."""
+
+POWER_WEIGHT = {2: 2.0**-3, 4: 2.0**-5}
+"""The multiple of power attention's weights that is computed: a long row's sum, times values, must stay in range, and
+one over a sum must keep its accuracy."""
 
 
 @dataclass(frozen=True)
@@ -160,20 +165,20 @@ def bounded_weights(scaled_scores: jax.Array, *, triangle: Triangle, form: Expon
 
 
 def power_weights(scores: jax.Array, offset: jax.Array, *, triangle: Triangle, power: int) -> jax.Array:
-    """``power_scale(p)``^p ((s + c)^p + POWER_FLOOR) inside the causal region, p = 2 or 4: one or two squarings.
+    """``POWER_WEIGHT`` ((s + c)^p + POWER_FLOOR) inside the causal region, p = 2 or 4: one or two squarings.
 
     scores: [heads, packed], and offset: [heads], both times ``power_scale``. Returns [heads, queries, keys].
     """
     raised = scores + offset[:, None]
     for _ in range(power // 2):
         raised = ring.truncate(ring.product(raised, raised))
-    floor = power_scale(power) ** power * POWER_FLOOR
+    floor = power_ends(0.0, power)[0]
     return triangle.unpack(jnp.where(triangle.packed_mask()[None], raised + floor, 0.0))
 
 
 def power_scale(power: int) -> float:
-    """What (s + c) is multiplied by: sums over a long row, times values, must stay in range."""
-    return 2.0**-1.5 if power == 2 else 2.0**-1.25
+    """What s + c is multiplied by before it is raised: the p-th root of ``POWER_WEIGHT``."""
+    return sqrt(POWER_WEIGHT[2]) if power == 2 else sqrt(sqrt(POWER_WEIGHT[4]))
 
 
 def bounded_ends(form: Exponential) -> tuple[float, float]:
@@ -183,8 +188,8 @@ def bounded_ends(form: Exponential) -> tuple[float, float]:
 
 def power_ends(bound: float, power: int) -> tuple[float, float]:
     """The smallest and the largest weight that ``power_weights`` gives for |s + c| <= ``bound``; 2 to spare above."""
-    scale = float(power_scale(power) ** power)
-    return scale * POWER_FLOOR, 2 * scale * (bound**power + POWER_FLOOR)
+    weight = POWER_WEIGHT[power]
+    return weight * POWER_FLOOR, 2 * weight * (bound**power + POWER_FLOOR)
 
 
 def bounded_reciprocal(unnormalised: jax.Array, *, ends: tuple[float, float]) -> jax.Array:

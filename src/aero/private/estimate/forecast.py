@@ -93,7 +93,11 @@ class _Forecasting:
         # Public angles of the right shape: no cost depends on their values.
         angles = np.random.default_rng(0).uniform(0.1, 0.9, (2, config.context, config.rotary_size // 2))
         self.program = Program(
-            config, angles if config.rotary_size else None, one_hot=embedding == "private", gelu=gelu
+            config,
+            angles if config.rotary_size else None,
+            one_hot=embedding == "private",
+            gelu=gelu,
+            together=protocol.together,
         )
         self.shapes: dict[str, Shape] = dict(self.program.layout.shapes())
         self.kinds: dict[str, Kind] = {}
