@@ -51,6 +51,7 @@ class Deployment:
                 listen=f"127.0.0.1:{self.ports.get(role, 1)}",
                 model=f"127.0.0.1:{self.ports['model']}",
                 helper=f"127.0.0.1:{self.ports['helper']}",
+                dealer="127.0.0.1:1",
                 days=30,
             )
         for giver, folder in (

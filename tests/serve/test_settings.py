@@ -103,9 +103,9 @@ def test_files_that_are_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("role", ["model", "helper", "client"])
-@pytest.mark.parametrize("protocol", ["aby3", "cheetah", "semi2k-insecure"])
+@pytest.mark.parametrize("protocol", ["aby3", "cheetah", "semi2k", "semi2k-insecure"])
 def test_what_init_writes_is_read(tmp_path: Path, role: str, protocol: str) -> None:
-    places = {"listen": "0.0.0.0:7440", "model": "m.example:7440", "helper": "h.example:7441"}
+    places = {"listen": "0.0.0.0:7440", "model": "m.example:7440", "helper": "h.example:7441", "dealer": "d.example:1"}
     if role == "helper" and protocol != "aby3":
         with pytest.raises(AeroError, match="has no helper"):
             create(role, tmp_path / "p", protocol=protocol, days=30, **places)  # type: ignore[arg-type]

@@ -18,20 +18,32 @@ Config = Annotated[Path, typer.Option("--config", help="This party's configurati
 
 @app.command()
 def init(
-    role: Annotated[str, typer.Option(help="model, client or helper.")],
+    role: Annotated[str, typer.Option(help="model, client, helper or dealer.")],
     out: Annotated[Path, typer.Option(help="New folder for party.toml, key and certificate.")],
-    protocol: Annotated[str, typer.Option(help="aby3 (three hosts) or cheetah (two).")] = "aby3",
+    protocol: Annotated[
+        str, typer.Option(help="aby3 (three hosts), semi2k (two and a dealer) or cheetah (two).")
+    ] = "aby3",
     listen: Annotated[str, typer.Option(help="Model, helper: where this party waits for calls.")] = "0.0.0.0:7440",
     model: Annotated[str, typer.Option(help="Client: where the model's server is.")] = "model.example:7440",
     helper: Annotated[str, typer.Option(help="Client, model: where the helper is.")] = "helper.example:7440",
+    dealer: Annotated[
+        str, typer.Option(help="Client, model under semi2k: where the dealer is.")
+    ] = "dealer.example:7450",
     days: Annotated[int, typer.Option(min=1, max=3650, help="How long the certificate is good for.")] = 365,
 ) -> None:
     """Write a party's first configuration with its key and certificate."""
     from aero.errors import AeroError
+    from aero.serve.certificates import make
     from aero.serve.template import create
 
+    if role == "dealer":
+        # It has no configuration: aero dealer takes its files as options.
+        out.mkdir(parents=True, exist_ok=True)
+        made = make(role, out / "dealer.crt", out / "dealer.key", days=days)
+        print(f"certificate {made.path}: give it to the other parties\nSHA-256 {made.fingerprint}")
+        return
     if role not in ("model", "client", "helper"):
-        raise AeroError(f"Unknown role {role!r}: choose model, client or helper.")
+        raise AeroError(f"Unknown role {role!r}: choose model, client, helper or dealer.")
     path, certificate = create(
         role,  # type: ignore[arg-type]
         out,
@@ -39,6 +51,7 @@ def init(
         listen=listen,
         model=model,
         helper=helper,
+        dealer=dealer,
         days=days,
     )
     print(f"{path}\ncertificate {certificate.path}: give it to the other parties\nSHA-256 {certificate.fingerprint}")

@@ -11,6 +11,7 @@ from aero.private.messages import Event, PartyJob, Request
 from aero.private.protocols import CLIENT, MODEL, protocol_named
 from aero.serve import handshake
 from aero.serve.certificates import load
+from aero.serve.dealing import dealer_access
 from aero.serve.frames import End, Plan
 from aero.serve.hosted import Hosted
 from aero.serve.link import Link
@@ -70,6 +71,7 @@ class PrivateClient:
             wait_seconds=settings.wait_seconds,
             embedding=plan.embedding,
             gelu=plan.gelu,
+            dealer=dealer_access(settings, self._folder),
         )
         self._hosted = Hosted(
             session,

@@ -14,6 +14,7 @@ from aero.private.messages import PartyJob
 from aero.private.protocols import protocol_named
 from aero.serve import handshake
 from aero.serve.certificates import Certificate, load
+from aero.serve.dealing import dealer_access
 from aero.serve.frames import Hello, Plan
 from aero.serve.hosted import Hosted
 from aero.serve.link import Link
@@ -38,6 +39,7 @@ class ModelServer(Server):
         super().__init__(path, ModelSettings, metrics)
         self.model, self.seed = model, seed
         settings = self.settings
+        self.dealer = dealer_access(settings, path.parent)
         config = describe(model)
         self.plan = handshake.plan_of(model, config, seed, settings.protocol, settings.embedding, settings.gelu)
         protocol = protocol_named(settings.protocol)
@@ -80,6 +82,7 @@ class ModelServer(Server):
             gelu=self.plan.gelu,
             model=self.model,
             weight_seed=self.seed,
+            dealer=self.dealer,
         )
         hosted = Hosted(
             session,

@@ -80,6 +80,14 @@ class Caller(Strict):
     certificate: FilePath
 
 
+class Dealer(Strict):
+    """The dealer of correlated randomness: the public key that it prints, and its certificate outside this machine."""
+
+    address: HostPort
+    public_key: FilePath
+    certificate: FilePath | None = None
+
+
 class _Common(Strict):
     version: Literal[1]
     certificate: FilePath
@@ -103,6 +111,7 @@ class ModelSettings(_Common):
     listen: HostPort
     clients: FilePath = "clients"
     helper: Peer | None = None
+    dealer: Dealer | None = None
     embedding: EmbeddingMode = "private"
     gelu: GeluForm = "polynomial"
     max_sessions: Count = 1
@@ -132,6 +141,7 @@ class ClientSettings(_Common):
     role: Literal["client"]
     model: Peer
     helper: Peer | None = None
+    dealer: Dealer | None = None
     tokenizer: FilePath
     model_hash: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     allow_insecure: bool = False
@@ -211,6 +221,15 @@ def _check_parties(settings: Settings, protocol: Protocol, name: str) -> None:
         )
     elif not has_helper and settings.helper is not None:
         raise AeroError(f"{name}: protocol {protocol.name} has no helper; remove the [helper] table.")
+    if not isinstance(settings, HelperSettings):
+        if protocol.dealer and settings.dealer is None:
+            raise AeroError(f"{name}: protocol {protocol.name} has a dealer; add a [dealer] table, see docs/deploy.md.")
+        if not protocol.dealer and settings.dealer is not None:
+            raise AeroError(f"{name}: protocol {protocol.name} has no dealer; remove the [dealer] table.")
+        if settings.dealer is not None and settings.dealer.certificate is None:
+            host, _ = address(settings.dealer.address)
+            if host not in ("127.0.0.1", "::1", "localhost"):
+                raise AeroError(f"{name}: a dealer on another host is reached over TLS only; name its certificate.")
     if isinstance(settings, ClientSettings) and not protocol.trust.secure and not settings.allow_insecure:
         raise AeroError(
             f"{name}: protocol {protocol.name} does not protect the prompt; choose another, or set allow_insecure."

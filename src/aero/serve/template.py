@@ -43,6 +43,13 @@ address = "{model}"
 certificate = "peers/model.crt"
 """
 
+_WITH_DEALER = """
+[dealer]
+address = "{dealer}"
+public_key = "peers/dealer.pem"      # what the dealer prints when it starts
+certificate = "peers/dealer.crt"
+"""
+
 _WITH_HELPER = """
 [helper]
 address = "{helper}"
@@ -51,11 +58,12 @@ certificate = "peers/helper.crt"
 
 
 def create(
-    role: HostRole, folder: Path, *, protocol: str, listen: str, model: str, helper: str, days: int
+    role: HostRole, folder: Path, *, protocol: str, listen: str, model: str, helper: str, dealer: str, days: int
 ) -> tuple[Path, Certificate]:
     """Write ``party.toml``, key and certificate into ``folder``; returns the file and the certificate.
 
-    listen: where this party waits for calls; model, helper: where the others do. Raises AeroError for a role that the
+    listen: where this party waits for calls; model, helper, dealer: where the others do.
+    Raises AeroError for a role that the
     protocol does not have, an address that is none, or a folder that already holds a party.
     """
     path = folder / "party.toml"
@@ -65,14 +73,16 @@ def create(
     text = _HEAD + {"model": _MODEL, "helper": _HELPER, "client": _CLIENT}[role]
     if has_helper and role != "helper":
         text += _WITH_HELPER
+    if protocol_named(protocol).dealer and role != "helper":
+        text += _WITH_DEALER
     if role == "client" and not protocol_named(protocol).trust.secure:
         text = text.replace(
             "\ntokenizer", "\nallow_insecure = true         # this protocol protects nothing\ntokenizer", 1
         )
-    text = text.format(role=role, protocol=protocol, listen=listen, model=model, helper=helper)
+    text = text.format(role=role, protocol=protocol, listen=listen, model=model, helper=helper, dealer=dealer)
     parse(text, "The new configuration")
     try:
-        for each in (folder, folder / ("peers" if role == "client" or has_helper else "clients")):
+        for each in (folder, folder / "peers"):
             each.mkdir(parents=True, exist_ok=True)
         if role != "client":
             (folder / "clients").mkdir(exist_ok=True)
