@@ -37,7 +37,7 @@ class Reciprocal:
 
     edges: where the range is cut. guesses: the first guess of each piece. factors: alpha of each iteration.
     doubled: whether the iteration also multiplies by 2, which keeps D between 1/2 and 2.
-    final: what D ends at; the guesses of r are divided by it.
+    final: the middle of what D ends at; the guesses of r are divided by it.
     """
 
     edges: tuple[float, ...]
@@ -95,7 +95,7 @@ def reciprocal_for(low: float, high: float) -> Reciprocal:
         twice = alpha * alpha / 4 < 0.5
         doubled.append(twice)
         bottom, top = (bottom * top * (1 + twice), alpha * alpha / 4 * (1 + twice))
-    return Reciprocal(tuple(edges), tuple(guesses), tuple(factors), tuple(doubled), top)
+    return Reciprocal(tuple(edges), tuple(guesses), tuple(factors), tuple(doubled), (bottom + top) / 2)
 
 
 def _rounded(values: NDArray[np.float64]) -> NDArray[np.float64]:
