@@ -63,8 +63,8 @@ def create(
     """Write ``party.toml``, key and certificate into ``folder``; returns the file and the certificate.
 
     listen: where this party waits for calls; model, helper, dealer: where the others do.
-    Raises AeroError for a role that the
-    protocol does not have, an address that is none, or a folder that already holds a party.
+    Raises AeroError for a role that the protocol does not have, an address that is none, or a folder that already
+    holds a party.
     """
     path = folder / "party.toml"
     if path.exists():
