@@ -160,3 +160,18 @@ def test_a_stop_token_ends_an_answer_and_bad_requests_are_refused() -> None:
     ):
         with pytest.raises(AeroError, match=complaint):
             answer(mode, job, Request(prompt=prompt, new_tokens=1), model=name)  # type: ignore[arg-type]
+
+
+def generate(saved: Path, *words: str) -> tuple[int, str]:
+    done = CliRunner().invoke(root, ["private", "generate", str(saved), "--prompt", "the fox", *words])
+    return (2, str(done.exception)) if isinstance(done.exception, AeroError) else (done.exit_code, done.stdout)
+
+
+def test_generate_answers_in_every_mode_without_parties(saved: Path) -> None:
+    pytest.importorskip("spu")
+    found = {mode: generate(saved, "--new-tokens", "5", "--mode", mode) for mode in ("plaintext", "emulate")}
+    assert found["plaintext"][0] == 0
+    assert found["plaintext"] == found["emulate"]
+    assert found["plaintext"][1].startswith("the fox")
+    assert "Unknown mode" in generate(saved, "--mode", "guess")[1]
+    assert "has no parties" in generate(saved, "--mode", "emulate", "--network", "lan")[1]

@@ -14,8 +14,10 @@ from aero.cli.console import progress_bar
 from aero.errors import AeroError
 
 if TYPE_CHECKING:
+    from aero.config import GeluForm
     from aero.private.emulator.choice import Choice, Trial
     from aero.private.emulator.report import Emulation
+    from aero.private.messages import EmbeddingMode, Request
 
 
 def emulate(
@@ -81,6 +83,33 @@ def emulate(
     _print(found, best)
     if json_file is not None:
         _write(json_file, model, protocol, length or source.config.context, gelu, device, seed, found, best)
+
+
+def answer_here(
+    mode: Any,
+    model: str,
+    request: Request,
+    protocol: str,
+    embedding: EmbeddingMode,
+    gelu: GeluForm,
+    prefix: tuple[int, ...],
+) -> list[int]:
+    """The tokens of an answer without parties: mode plaintext or emulate of ``aero.private.modes``."""
+    from aero.private.launch import local_parties
+    from aero.private.messages import PartyJob
+    from aero.private.modes import answer
+    from aero.private.protocols import protocol_named
+
+    job = PartyJob(
+        protocol=protocol,
+        parties=local_parties(protocol_named(protocol), None),
+        rank=0,
+        wait_seconds=0.0,
+        embedding=embedding,
+        gelu=gelu,
+        prefix=prefix,
+    )
+    return answer(mode, job, request, model=model).tokens
 
 
 def _rows(model: str, text: Path, length: int, context: int, limit: int) -> Any:

@@ -78,6 +78,10 @@ def generate(
         typer.Option(help="Folder of a small public model with the same tokenizer, run by the client: it proposes."),
     ] = None,
     draft_tokens: Annotated[int, typer.Option(min=1, help="How many proposed tokens one private pass checks.")] = 4,
+    mode: Annotated[
+        str,
+        typer.Option(help="private. To compare, in this process alone and in the clear: plaintext, or emulate."),
+    ] = "private",
     network: NetworkName = "none",
     port: Port = None,
     wait: Wait = 120.0,
@@ -101,6 +105,15 @@ def generate(
         choice=Choice(temperature, top_k, seed),
         draft=0 if draft is None else draft_tokens,
     )
+    before = tuple(tokenizer.encode(prefix)) if prefix else ()
+    if mode != "private":
+        if draft is not None or network != "none" or json_file is not None:
+            raise AeroError(f"Mode {mode} has no parties: leave out --draft, --network and --json.")
+        from aero.cli.emulate import answer_here
+
+        tokens = answer_here(mode, model, request, protocol, _embedding(embedding), _gelu(gelu), before)
+        print(text + tokenizer.decode(tokens))
+        return
     proposer = None if draft is None else _draft(draft, tokenizer)
     result = run(
         model,
@@ -111,7 +124,7 @@ def generate(
         network=network,
         port=port,
         wait=wait,
-        prefix=tuple(tokenizer.encode(prefix)) if prefix else (),
+        prefix=before,
         draft=proposer,
         stream=Stream(tokenizer, text),
     )
