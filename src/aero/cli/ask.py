@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from aero.cli.party import Config
+from aero.cli.party import Config, need_serve
 from aero.errors import AeroError
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ def _line() -> str:
 async def _converse(
     config: Path, prompts: Iterator[str], new_tokens: int, temperature: float, seed: int, stop: list[str]
 ) -> None:
+    need_serve()
     from aero.private.messages import Choice, Request
     from aero.serve.client import PrivateClient
     from aero.serve.text import Tokenizer
@@ -111,6 +112,7 @@ def endpoint(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 8080,
 ) -> None:
     """Offer OpenAI's interface on this machine, so that existing tools can ask privately; / is a page to try it."""
+    need_serve()
     from aero.serve.daemon import offer
 
     offer(config, port)

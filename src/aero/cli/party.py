@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from aero.errors import AeroError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -14,6 +17,15 @@ app = typer.Typer(
 )
 
 Config = Annotated[Path, typer.Option("--config", help="This party's configuration, made by aero party init.")]
+
+
+def need_serve() -> None:
+    """Raise AeroError where the libraries of sessions between hosts are missing."""
+    missing = [name for name in ("spu", "pydantic", "starlette", "prometheus_client") if find_spec(name) is None]
+    if missing:
+        raise AeroError(
+            f"Sessions between hosts need {', '.join(missing)}: install the extra serve, or run make setup."
+        )
 
 
 @app.command()
@@ -32,7 +44,7 @@ def init(
     days: Annotated[int, typer.Option(min=1, max=3650, help="How long the certificate is good for.")] = 365,
 ) -> None:
     """Write a party's first configuration with its key and certificate."""
-    from aero.errors import AeroError
+    need_serve()
     from aero.serve.certificates import make
     from aero.serve.template import create
 
@@ -60,6 +72,7 @@ def init(
 @app.command()
 def run(config: Config) -> None:
     """Run the helper's server until it is told to stop (SIGTERM); SIGHUP reads the configuration again."""
+    need_serve()
     from aero.serve.daemon import run as run_server
     from aero.serve.helper import HelperServer
     from aero.serve.metrics import Metrics

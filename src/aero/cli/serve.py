@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from aero.cli.party import Config
+from aero.cli.party import Config, need_serve
 
 
 def command(
@@ -18,6 +18,7 @@ def command(
 
     SIGTERM lets running requests end; SIGHUP reads the configuration and the clients' certificates again.
     """
+    need_serve()
     from aero.serve.daemon import run
     from aero.serve.metrics import Metrics
     from aero.serve.owner import ModelServer
