@@ -176,6 +176,33 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(
         train(recipe, corpus, out, resume=True)
 
 
+def test_the_best_checkpoint_is_kept_beside_the_last(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Perplexities of the checkpoints that count (at the first the model is on its way), then of the finished model.
+    given = iter([7.0, 5.0, 6.0, 8.0, 5.5])
+    kept: list[list[str]] = []
+    save = AeroTrainer._save_checkpoint
+
+    def record(self: AeroTrainer, *args: Any) -> None:
+        save(self, *args)
+        kept.append([path.name for path in checkpoints(Path(str(self.args.output_dir)))])
+
+    monkeypatch.setattr(AeroTrainer, "_save_checkpoint", record)
+    monkeypatch.setattr("aero.train.loop.evaluate_perplexity", lambda *_: next(given))
+    recipe = tiny("static+bilinear", steps=12, checkpoints=5, static=StaticSchedule(start=0.1, end=0.3))
+    result = train(recipe, corpus, tmp_path / "run")
+    assert kept == [["checkpoint-2"], ["checkpoint-4"], ["checkpoint-6"]] + [
+        ["checkpoint-6", f"checkpoint-{step}"] for step in (8, 10, 12)
+    ]
+    assert result.best == {"step": 6, "perplexity": 5.0}
+    assert load_result(tmp_path / "run").best == result.best
+    best = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "best")
+    last = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
+    assert not torch.equal(best.decoder.head.weight, last.decoder.head.weight)
+    assert load_tokenizer(tmp_path / "run" / "best").vocab_size == 400
+
+
 def test_divergence_names_the_step(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     forward = AeroForCausalLM.forward
 

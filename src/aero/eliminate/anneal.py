@@ -117,6 +117,11 @@ class Annealing:
             return "has a schedule for power attention and none of it"
         return None
 
+    @property
+    def end(self) -> float:
+        """Share of the training steps from which the model is what its configuration says; 0 if it always is."""
+        return max((each.end for each in (self.static, self.activation, self.power) if each is not None), default=0.0)
+
     def apply(self, model: nn.Module, step: int, steps: int) -> None:
         """Set ``model``, an ``AeroForCausalLM`` or ``Decoder``, wrapped or not, for the step with this index.
 

@@ -30,14 +30,15 @@ class Anneal(TrainerCallback):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        # Every process has seen other tokens, and a constant must be the same in all of them.
-        average_constants(kwargs["model"])
         self.annealing.apply(kwargs["model"], state.global_step, state.max_steps)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        # Every process has seen other tokens, and a constant must be the same in all of them, and in a checkpoint.
+        average_constants(kwargs["model"])
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        average_constants(kwargs["model"])
         self.annealing.apply(kwargs["model"], state.global_step, state.max_steps)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import re
 import shutil
@@ -20,9 +22,14 @@ from transformers.integrations.integration_utils import get_available_reporting_
 
 from aero.entropy.attach import undecayed_names
 from aero.errors import AeroError
+from aero.files import write_json
 from aero.model import AeroForCausalLM, learning_rate_factors, undecayed
 from aero.train.entropy_trainer import EntropyTrainer
+from aero.train.evaluate import evaluate_perplexity
 from aero.train.recipes import Recipe
+
+BEST = "best.json"
+"""Which checkpoint is the best so far, beside the checkpoints."""
 
 
 class SequenceDataset(Dataset[NDArray[Any]]):
@@ -65,10 +72,22 @@ class AeroTrainer(EntropyTrainer):
     """``EntropyTrainer`` for a recipe. Raises AeroError at the first step whose loss is not finite.
 
     Runs in one process or under ``accelerate launch`` and ``torchrun``, like its base.
+
+    held_out: sequences [N, T] on which every checkpoint is measured, from where the model is in the form in which it
+        ends; the latest checkpoint is kept, and the one with the lowest perplexity. None measures none.
     """
 
-    def __init__(self, model: AeroForCausalLM, args: TrainingArguments, recipe: Recipe, **rest: Any) -> None:
+    def __init__(
+        self,
+        model: AeroForCausalLM,
+        args: TrainingArguments,
+        recipe: Recipe,
+        *,
+        held_out: NDArray[Any] | None = None,
+        **rest: Any,
+    ) -> None:
         self.recipe = recipe
+        self.held_out = held_out
         if recipe.compile:
             # A layer's code serves all that are alike: seconds where the whole model would take a minute. There is one
             # version for each phase of the norms, with entropies and without, in training and in evaluation.
@@ -109,6 +128,8 @@ class AeroTrainer(EntropyTrainer):
         partial = home / "partial"
         if self.args.should_save:
             shutil.rmtree(partial, ignore_errors=True)
+            # Sharded weights and optimizers are written by what expects the folder to be there.
+            (partial / f"checkpoint-{self.state.global_step}").mkdir(parents=True)
         self.accelerator.wait_for_everyone()
         self.args.output_dir = str(partial)
         try:
@@ -122,14 +143,37 @@ class AeroTrainer(EntropyTrainer):
             if (home / new.name).exists():
                 shutil.rmtree(home / new.name)
             new.replace(home / new.name)
+            best = self._measured(home, new.name)
             for path in older:
-                if path.name != new.name:
+                if path.name not in (new.name, best):
                     shutil.rmtree(path)
             partial.rmdir()
+        self.accelerator.wait_for_everyone()
+
+    def _measured(self, home: Path, name: str) -> str | None:
+        """Measure the model as the checkpoint ``name``. Returns the name of the best one so far, or None."""
+        before = best_checkpoint(home)
+        early = self.state.global_step < self.recipe.annealing.end * self.args.max_steps
+        if self.held_out is None or early or self.is_fsdp_enabled:
+            return None if before is None else before[0]
+        perplexity = evaluate_perplexity(self.attachment.model, self.held_out)
+        if math.isfinite(perplexity) and (before is None or perplexity < before[1]):
+            write_json(home / BEST, {"checkpoint": name, "perplexity": perplexity})
+            return name
+        return None if before is None else before[0]
 
     def _load_weights(self, folder: Path) -> None:
         # Not the library's own loading, which takes a tied head for a missing one and goes on after a real gap.
         load_model(self.attachment.model, folder / "model.safetensors")
+
+
+def best_checkpoint(home: Path) -> tuple[str, float] | None:
+    """Name of the checkpoint in ``home`` with the lowest perplexity, and that; None before any was measured."""
+    try:
+        entry = json.loads((home / BEST).read_text(encoding="utf-8"))
+        return str(entry["checkpoint"]), float(entry["perplexity"])
+    except FileNotFoundError:
+        return None
 
 
 def checkpoints(home: Path) -> list[Path]:
@@ -171,6 +215,7 @@ def training_arguments(recipe: Recipe, home: Path, report_to: str = "none") -> T
         warmup_steps=round(recipe.warmup * recipe.steps),
         max_grad_norm=recipe.clip,
         bf16=recipe.precision == "bf16",
+        use_cpu=not torch.cuda.is_available(),  # or several processes would each take themselves for the only one
         seed=recipe.seed,
         data_seed=recipe.seed,
         logging_strategy="steps",

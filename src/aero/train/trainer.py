@@ -7,10 +7,11 @@ import json
 import math
 import os
 import platform
+import shutil
 import subprocess
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from functools import partial
 from importlib.metadata import version
@@ -48,6 +49,8 @@ class TrainingResult:
     verdict: what ``aero.entropy.verdict`` says of these entropies.
     largest_logits: on the same text, the largest |attention logit| of every head in layers that bound them, else None.
     warning_step: after how many steps the early warning cut the learning rate; None if it did not.
+    best: step and perplexity of an earlier checkpoint that was better than the finished model, kept in the folder
+        ``best``; None if none was. Measured on the first held-out split, from where the model has its final form.
     tokens_per_second, mfu: of the training loop in this process (``throughput``); None while unknown.
     sources: SHA-256 of the weights of the model it started from ("start") and of the teacher, where there is one.
     corpus_sha256, tokenizer_sha256: what it was trained on and with.
@@ -65,6 +68,7 @@ class TrainingResult:
     verdict: str | None
     largest_logits: list[list[float] | None] | None = None
     warning_step: int | None = None
+    best: dict[str, float] | None = None
     tokens_per_second: float | None = None
     mfu: float | None = None
     sources: dict[str, str] = field(default_factory=dict)
@@ -116,6 +120,7 @@ def train(
     # several times slower. It counts only where torch is not loaded yet.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+    import torch
     from accelerate import PartialState  # type: ignore[import-untyped]
     from transformers import set_seed
     from transformers.trainer_callback import PrinterCallback
@@ -132,7 +137,7 @@ def train(
     progress = progress or Progress(disable=True)
     manifest = load_manifest(corpus_dir)
     model_config = recipe.model
-    state = PartialState()
+    state = PartialState(cpu=not torch.cuda.is_available())  # left alone, it takes processes on CPUs for single ones
     if (teacher is None) != (recipe.distill is None):
         raise AeroError("A teacher and a recipe that says what to learn from it belong together: give both or neither.")
     origin = start_from or teacher
@@ -200,6 +205,7 @@ def train(
         recorder=recorder,
         warning=None if on_warning is None else EarlyWarning(),
         on_warning=on_warning or "stop",
+        held_out=_held_out(sequences, recipe),
         train_dataset=SequenceDataset(sequences["train"]),
         processing_class=tokenizer,
         callbacks=[Anneal(recipe.annealing)],
@@ -233,7 +239,10 @@ def train(
                 "mfu": report.mfu,
             }
         )
-        _write(out_dir, model, tokenizer, regularizer, recorder, result)
+        better = _better(home, model, sequences, recipe)
+        if better is not None:
+            result = replace(result, best={"step": float(better[0].name.partition("-")[2]), "perplexity": better[1]})
+        _write(out_dir, model, tokenizer, regularizer, recorder, result, None if better is None else better[0])
     state.wait_for_everyone()
     return result
 
@@ -327,6 +336,7 @@ def _write(
     regularizer: EntropyRegularizer | None,
     recorder: EntropyRecorder,
     result: TrainingResult,
+    best: Path | None,
 ) -> None:
     from aero.train.entropy_trainer import save_tensors
 
@@ -336,7 +346,33 @@ def _write(
         if regularizer is not None:
             save_tensors(regularizer.state_dict(), folder)
         recorder.save(folder)
+        if best is not None:
+            (folder / "best").mkdir()
+            for file in best.iterdir():
+                if file.suffix == ".safetensors" or file.name.endswith("config.json") or file.name == "tokenizer.json":
+                    shutil.copy(file, folder / "best")
         write_json(folder / TRAINING, result.to_dict())
+
+
+def _held_out(sequences: dict[Split, Sequences], recipe: Recipe) -> Any:
+    """The text on which checkpoints are compared: an eighth of that for the final figures, or None without any."""
+    from aero.train.evaluate import spread
+
+    split = next((split for split in HELD_OUT if len(sequences[split])), None)
+    return None if split is None else spread(sequences[split], max(1, recipe.eval_sequences // 8))
+
+
+def _better(
+    home: Path, model: AeroForCausalLM, sequences: dict[Split, Sequences], recipe: Recipe
+) -> tuple[Path, float] | None:
+    """The checkpoint that has a lower perplexity than the finished model on the text that compares them, and that."""
+    from aero.train.evaluate import evaluate_perplexity
+    from aero.train.loop import best_checkpoint
+
+    best, text = best_checkpoint(home), _held_out(sequences, recipe)
+    if best is None or text is None or best[1] >= evaluate_perplexity(model, text):
+        return None
+    return home / best[0], best[1]
 
 
 def _require_same_run(out: Path, now: TrainingResult) -> None:
