@@ -44,6 +44,7 @@ from stability_corpus import Corpus, batches, load_corpus
 WARM_UP = 0.05
 VOCAB = 1024
 HEADS = 4
+ROW = "static+bilinear"
 ENTROPY_EVERY = 5
 REFERENCE = 40
 """Steps before the blend that say what is usual."""
@@ -209,7 +210,7 @@ def onsets(records: list[Figures], start: int) -> dict[str, dict[str, int]]:
 # --- training ---------------------------------------------------------------------------------------------------------
 
 
-def build(setting: Setting, cure: Cure, seed: int) -> AeroForCausalLM:
+def build(row: str, setting: Setting, cure: Cure, seed: int) -> AeroForCausalLM:
     """The model of a run, its norms as the cure has them."""
     torch.manual_seed(seed)
     shape = ModelConfig(
@@ -222,7 +223,7 @@ def build(setting: Setting, cure: Cure, seed: int) -> AeroForCausalLM:
         ffn_width=4 * setting.width,
         layers=(LayerConfig(),) * setting.layers,
     )
-    config = architecture("static+bilinear", shape)
+    config = architecture(row, shape)
     model = AeroForCausalLM(AeroConfig.of(config.with_layers(lambda layer: replace(layer, scaled=cure.scaled)))).train()
     for _, norm in static_norms(model):
         if not cure.shipped:
@@ -243,9 +244,9 @@ def optimizer_of(model: AeroForCausalLM, cure: Cure, rate: float) -> torch.optim
     return torch.optim.AdamW([*groups, {"params": branches, "weight_decay": cure.decay, "lr": rate}], eps=1e-8)
 
 
-def train(setting: Setting, cure: Cure, corpus: Corpus, seed: int, *, keep: bool) -> dict[str, Any]:
+def train(row: str, setting: Setting, cure: Cure, corpus: Corpus, seed: int, *, keep: bool) -> dict[str, Any]:
     """One run; it stops at the first loss or gradient that is not finite."""
-    model = build(setting, cure, seed)
+    model = build(row, setting, cure, seed)
     schedule = (
         StaticSchedule()
         if cure.shipped
@@ -336,6 +337,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--settings", default=",".join(SETTINGS))
     parser.add_argument("--cures", default=",".join(CURES))
     parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--row", default=ROW, help="row of the architecture table, one with static norms")
     parser.add_argument("--megabytes", type=float, default=8.0, help="size of the corpus")
     parser.add_argument("--corpus", type=Path, help="file that keeps the tokens for the next run")
     parser.add_argument("--json", type=Path)
@@ -345,19 +347,20 @@ def main(argv: list[str]) -> None:
     document: dict[str, Any] = {"runs": []}
     if arguments.json is not None and arguments.json.is_file():
         document = json.loads(arguments.json.read_text(encoding="utf-8"))
-    done = {(run["setting"], run["cure"], run["seed"]) for run in document["runs"]}
+    done = {(run.get("row", ROW), run["setting"], run["cure"], run["seed"]) for run in document["runs"]}
     first = int(arguments.seeds.split(",")[0])
     for name in arguments.settings.split(","):
         for cure in arguments.cures.split(","):
             for seed in map(int, arguments.seeds.split(",")):
-                if (name, cure, seed) in done:
+                if (arguments.row, name, cure, seed) in done:
                     continue
-                keep = cure in ("none", "shipped") and seed == first
-                result = train(SETTINGS[name], cure_named(cure), corpus, seed, keep=keep)
-                run = {"setting": name, "cure": cure, "seed": seed, "commit": provenance.commit(), **result}
+                keep = cure in ("none", "shipped") and seed == first and arguments.row == ROW
+                result = train(arguments.row, SETTINGS[name], cure_named(cure), corpus, seed, keep=keep)
+                run = {"row": arguments.row, "setting": name, "cure": cure, "seed": seed}
+                run |= {"commit": provenance.commit(), **result}
                 document["runs"].append(run)
                 print(
-                    f"{name:<7} {cure:<40} {seed:>2} NaN {result['nan_step']} spike {result['spike_step']}"
+                    f"{arguments.row} {name:<7} {cure:<40} {seed:>2} NaN {result['nan_step']} spike {result['spike_step']}"
                     f" held out {result['held_out']} u before the blend {result['u_largest_before_blend']}",
                     flush=True,
                 )
