@@ -183,6 +183,9 @@ class Hosted:
             await link.run(lambda: self._noticed(link))
         except LostPartyError as error:
             self._fail(error)
+        except Exception as error:
+            # A link that nobody listens to any more would let the session wait for ever.
+            self._fail(LostPartyError(f"The link to party {link.name} failed ({type(error).__name__}).", own=True))
 
     def _noticed(self, link: Link) -> None:
         self._changed = asyncio.get_running_loop().time()

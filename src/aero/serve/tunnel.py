@@ -9,7 +9,9 @@ before them: a length of zero is an end in order, and anything else that ends th
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
+import struct
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -71,9 +73,9 @@ class Endpoint:
                 far = await self._reach(port)
                 await relay((reader, writer), far, self._carried)
             except (OSError, ssl.SSLError, ConnectionError, asyncio.CancelledError):
-                writer.transport.abort()
+                reset(writer)
             except Exception:
-                writer.transport.abort()
+                reset(writer)
                 raise
             finally:
                 self.tasks.discard(task)
@@ -103,11 +105,19 @@ async def relay(near: Pair, far: Pair, carried: Carried) -> None:
         await asyncio.gather(*tasks)
     except (OSError, ssl.SSLError, asyncio.IncompleteReadError, ValueError):
         # Broken, not ended: the party must see that as well.
-        near[1].transport.abort()
+        reset(near[1])
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(close(near[1]), close(far[1]), *tasks, return_exceptions=True)
+
+
+def reset(writer: asyncio.StreamWriter) -> None:
+    """End a plain connection so that the other side sees an error; a mere abort looks to it like an end in order."""
+    connection: socket.socket | None = writer.get_extra_info("socket")
+    if connection is not None and not writer.is_closing():
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
 
 
 async def _outward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, carried: Carried) -> None:
