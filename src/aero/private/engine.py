@@ -40,6 +40,7 @@ MESSAGE_TIMEOUT = 24 * 3600.0
 
 _LINK = re.compile(r"Link details: total send bytes (\d+), recv bytes (\d+), send actions (\d+), recv actions (\d+)")
 _Key = tuple[Callable[..., Any], tuple[tuple[int, ...], ...]]
+Shapes = dict[str, tuple[int, ...]]
 
 
 class Engine:
@@ -128,7 +129,7 @@ class Engine:
         for step, dead in zip(steps, freed(steps), strict=True):
             if before is not None:
                 before(step)
-            executable, shapes = self._compile(step)
+            executable, shapes = self._compile(step, self._shapes)
             dealt = self._dealt()
             started = perf_counter()
             self._runtime.run(executable)
@@ -192,26 +193,27 @@ class Engine:
         self._link.stop_link()
         self._folder.cleanup()
 
-    def prepare(self, steps: Sequence[Step], shapes: dict[str, tuple[int, ...]]) -> bool:
-        """Compile ``steps`` for inputs of these shapes, running nothing: compiling then stays out of their seconds.
+    def prepare(self, *passes: tuple[Sequence[Step], Shapes]) -> bool:
+        """Compile the steps of ``passes`` that follow one another, each with its inputs' shapes; run nothing.
 
-        Returns whether any of them was new.
+        Returns whether any step was new. May run in another thread while steps run.
         """
-        known, compiled = dict(self._shapes), len(self._compiled)
-        try:
-            self._shapes.update(shapes)
+        known, new = dict(self._shapes), False
+        for steps, shapes in passes:
+            known.update(shapes)
             for step in steps:
-                _, outputs = self._compile(step)
-                self._shapes.update(zip(step.outputs, outputs, strict=True))
-        finally:
-            self._shapes = known
-        return len(self._compiled) > compiled
+                new = new or self._key(step, known) not in self._compiled
+                _, outputs = self._compile(step, known)
+                known.update(zip(step.outputs, outputs, strict=True))
+        return new
 
-    def _compile(self, step: Step) -> tuple[libspu.Executable, tuple[tuple[int, ...], ...]]:
-        shapes = tuple(self._shapes[name] for name in step.inputs)
-        key = (identity(step.function), shapes)
+    def _key(self, step: Step, shapes: Shapes) -> _Key:
+        return identity(step.function), tuple(shapes[name] for name in step.inputs)
+
+    def _compile(self, step: Step, known: Shapes) -> tuple[libspu.Executable, tuple[tuple[int, ...], ...]]:
+        key = self._key(step, known)
         if key not in self._compiled:
-            self._compiled[key] = lower(step.function, step.inputs, shapes)
+            self._compiled[key] = lower(step.function, step.inputs, key[1])
         code, outputs = self._compiled[key]
         label = step.operator if step.layer is None else f"{step.operator} {step.layer}"
         executable = libspu.Executable(

@@ -7,7 +7,9 @@ holds what: rank 0 the weights, rank 1 the prompts and everything that is genera
 from __future__ import annotations
 
 import base64
+import copy
 import json
+import threading
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 
@@ -62,6 +64,7 @@ class Session:
         self.role = role_of(self.protocol.roles, job.rank)
         self.at = "the start"
         self.held, self.blocks = 0, Blocks()
+        self._ahead: threading.Thread | None = None
         self._tables: dict[str, NDArray[np.float64]] = {}
         self._end = lost
         self.watch = Watch(job.rank, job.parties, self.protocol.roles, self._lost)
@@ -208,8 +211,11 @@ class Session:
         steps = program.forward(order.past, order.rows, order.logit_rows, plan)
         shape = program.input_shape(order.rows)
         self.at = "compiling"
-        if self.engine.prepare(steps, {"tokens": shape}):
+        if self._ahead is not None:
+            self._ahead.join()
+        if self.engine.prepare((steps, {"tokens": shape})):
             self.engine.barrier()
+        self._compile_ahead(order, steps)
         self._phase(order.phase, len(steps))
         value = None if tokens is None else self._rows(order.past, tokens)
         self.engine.enter("tokens", shape, CLIENT, value)
@@ -231,6 +237,21 @@ class Session:
         logits = self.engine.open_to("logits", CLIENT)
         self.engine.delete("logits")
         return logits
+
+    def _compile_ahead(self, order: Order, steps: list[Step]) -> None:
+        """While this pass waits for messages, compile what most likely comes next: one position more."""
+        program, past = self.agreed.program, order.past + order.rows
+        if past >= program.config.context:
+            return
+        # The names of blocks play no part in what is compiled, so a copy of their layout will do.
+        blocks = copy.deepcopy(self.blocks)
+        plan = blocks.plan(past, 1) if self.protocol.weights == "cached" else None
+        passes = (
+            (steps, {"tokens": program.input_shape(order.rows)}),
+            (program.forward(past, 1, 1, plan), {"tokens": program.input_shape(1)}),
+        )
+        self._ahead = threading.Thread(target=self.engine.prepare, args=passes, daemon=True)
+        self._ahead.start()
 
     def _rows(self, past: int, tokens: list[int]) -> NDArray[np.float64]:
         program = self.agreed.program
