@@ -18,6 +18,7 @@ from aero.eliminate.fold import fold
 from aero.eliminate.source import folded
 from aero.errors import AeroError
 from aero.model import AeroConfig, AeroForCausalLM, Decoder, set_static_blend
+from aero.model.logits import PENALTY_FROM
 
 
 def rows(config: ModelConfig, count: int = 6) -> np.ndarray:
@@ -73,13 +74,15 @@ def test_softmax_becomes_bounded_without_a_change(training: bool) -> None:
     check_bounds(bounded, given)
 
 
-def test_the_default_margin_leaves_nothing_to_penalise() -> None:
+def test_a_wide_margin_leaves_nothing_to_penalise() -> None:
     decoder = scrambled(gpt())
     given = rows(decoder.config)
-    penalty = bound_logits(decoder, given)(torch.from_numpy(given), with_logits=True).logit_penalty
+    penalty = bound_logits(decoder, given, margin=1.001 / PENALTY_FROM)(
+        torch.from_numpy(given), with_logits=True
+    ).logit_penalty
     assert penalty is not None
-    assert penalty.item() == pytest.approx(0.0, abs=1e-12)
-    tight = bound_logits(decoder, given, margin=1.2)(torch.from_numpy(given), with_logits=True).logit_penalty
+    assert penalty.item() == 0.0
+    tight = bound_logits(decoder, given)(torch.from_numpy(given), with_logits=True).logit_penalty
     assert tight is not None
     assert tight.item() > 1e-6
 

@@ -126,7 +126,8 @@ def test_logits_near_the_bound_are_charged(block: int, shifted: bool, monkeypatc
                     x = leaves[0][batch, head, i] @ leaves[1][batch, head // 2, j] + (leaves[2][head] if shifted else 0)
                     tops[head] = max(tops[head], abs(x.detach()))
                     if abs(x) > PENALTY_FROM * bound:
-                        expected = expected + (abs(x) - PENALTY_FROM * bound) ** 2 / (2 * 4)
+                        excess = abs(x) - PENALTY_FROM * bound
+                        expected = expected + (excess**2 + excess**4) / (2 * 4)
     torch.testing.assert_close(penalty, expected)
     torch.testing.assert_close(largest, tops)
     used = leaves[:2] + ([leaves[2]] if shifted else [])
@@ -164,7 +165,7 @@ def test_logits_above_the_diagonal_cost_nothing() -> None:
     penalty, largest = logit_excess(q[:, :, :2], k[:, :, :2], offset=None, bound=8.0)
     assert (penalty.item(), largest.tolist()) == (0.0, [0.0])
     penalty, largest = logit_excess(q, k, offset=None, bound=8.0)
-    assert (penalty.item(), largest.tolist()) == (pytest.approx((100 - 6) ** 2 / 3), [100.0])
+    assert (penalty.item(), largest.tolist()) == (pytest.approx(((100 - 4.8) ** 2 + (100 - 4.8) ** 4) / 3), [100.0])
 
 
 @pytest.mark.parametrize("name", KINDS)

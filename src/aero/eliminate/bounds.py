@@ -19,6 +19,9 @@ from aero.model.decoder import Decoder
 BATCH = 32
 """Sequences in one forward pass."""
 
+MARGIN = 4 / 3
+"""A calibrated bound is this many times the largest logit on the text that it was calibrated on."""
+
 
 @torch.no_grad()
 def largest_logits(decoder: Decoder, sequences: NDArray[Any], batch: int = BATCH) -> list[Tensor | None]:

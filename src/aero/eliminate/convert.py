@@ -16,10 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from aero.config import LayerConfig, ModelConfig, Norm
-from aero.eliminate.bounds import BATCH, largest_logits
+from aero.eliminate.bounds import BATCH, MARGIN, largest_logits
 from aero.errors import AeroError
 from aero.model.decoder import Decoder
-from aero.model.logits import PENALTY_FROM
 
 _STATIC: dict[Norm, Norm] = {"layernorm": "static", "rmsnorm": "static_rms"}
 
@@ -100,15 +99,14 @@ def bound_logits(
     decoder: Decoder,
     sequences: NDArray[Any],
     *,
-    margin: float = 1 / PENALTY_FROM,
+    margin: float = MARGIN,
     limit: float | None = None,
     batch: int = BATCH,
 ) -> Decoder:
     """A copy in which every softmax layer is bounded: the same function, with a bound calibrated on text.
 
-    sequences: token ids [N, T]. A layer's bound is ``margin`` times its largest |logit| on them, at most ``limit``; the
-    default margin is the one at which the penalty of training just has nothing to charge. A ``limit`` that binds is
-    for a model that is trained further, and ``check_bounds`` fails until it is.
+    sequences: token ids [N, T]. A layer's bound is ``margin`` times its largest |logit| on them, at most ``limit``. A
+    ``limit`` that binds is for a model that is trained further, and ``check_bounds`` fails until it is.
     """
     if not margin >= 1:
         raise ValueError(f"the margin of a logit bound must be at least 1, not {margin}")

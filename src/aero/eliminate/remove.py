@@ -19,13 +19,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from aero.config import FeedForward
-from aero.eliminate.bounds import largest_logits
+from aero.eliminate.bounds import MARGIN, largest_logits
 from aero.eliminate.convert import average_heads, converted
 from aero.eliminate.removal import Removal
 from aero.errors import AeroError
 from aero.model.decoder import Decoder
 from aero.model.feedforward import ORIGINS
-from aero.model.logits import PENALTY_FROM
 from aero.model.norm import StaticNorm
 
 BATCH = 32
@@ -84,8 +83,7 @@ def _bounded(decoder: Decoder, removal: Removal, calibration: NDArray[Any]) -> D
     top = largest_logits(new, calibration, BATCH)[removal.layer]
     assert top is not None
     layers = list(new.config.layers)
-    # The margin at which the penalty of training just has nothing to charge.
-    layers[removal.layer] = replace(layers[removal.layer], logit_bound=max(float(top.max()), 1e-3) / PENALTY_FROM)
+    layers[removal.layer] = replace(layers[removal.layer], logit_bound=max(float(top.max()), 1e-3) * MARGIN)
     return converted(new, replace(new.config, layers=tuple(layers))).eval()
 
 

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 BLOCK_SCORES = 2**22
 """Logits that are in memory at a time, over batch and heads: 16 MiB in float32."""
 
-PENALTY_FROM = 0.75
+PENALTY_FROM = 0.6
 """The share of the bound from which a logit is penalised: the rest is the margin for text not seen in training."""
 
 PENALTY_STRENGTH = 0.1
@@ -53,9 +53,10 @@ def logit_excess(q: Tensor, k: Tensor, *, offset: Tensor | None, bound: float) -
     """How much the logits x = q k^T + offset of the causal triangle exceed PENALTY_FROM times ``bound``.
 
     q: [B, H, Tq, D], scaled, the last Tq positions; k: [B, Hkv, Tk, D]; offset: [H], or None for 0.
-    Returns the penalty, max(0, |x| - PENALTY_FROM * bound)^2 summed over heads and keys and averaged over batch and
-    queries, and the largest |x| of every head, [H], detached. Summed over keys: one logit that strays costs the same in
-    a long row and in a short one.
+    Returns the penalty and the largest |x| of every head, [H], detached. The penalty is e^2 + e^4 of every excess
+    e = max(0, |x| - PENALTY_FROM * bound), summed over heads and keys and averaged over batch and queries. Summed over
+    keys: one logit that strays costs the same in a long row and in a short one. The fourth power is for the few that
+    stray far, which an average over queries hardly sees, and one of which is enough to spoil an answer.
     """
     penalty, largest = q.new_zeros((), dtype=torch.promote_types(q.dtype, torch.float32)), None
     for rows, seen, first in causal_blocks(q, k, BLOCK_SCORES):
@@ -75,4 +76,5 @@ def _excess(q: Tensor, k: Tensor, offset: Tensor | None, threshold: float, first
     if offset is not None:
         scores = scores + offset[:, None, None].to(scores.dtype)
     size = scores.abs().masked_fill(hidden, 0.0)
-    return (size - threshold).clamp(min=0.0).square().sum(), size.detach().amax((0, 2, 3))
+    squares = (size - threshold).clamp(min=0.0).square()
+    return (squares + squares.square()).sum(), size.detach().amax((0, 2, 3))
