@@ -360,7 +360,8 @@ def main(argv: list[str]) -> None:
                 run |= {"commit": provenance.commit(), **result}
                 document["runs"].append(run)
                 print(
-                    f"{arguments.row} {name:<7} {cure:<40} {seed:>2} NaN {result['nan_step']} spike {result['spike_step']}"
+                    f"{arguments.row} {name:<7} {cure:<40} {seed:>2} NaN {result['nan_step']}"
+                    f" spike {result['spike_step']}"
                     f" held out {result['held_out']} u before the blend {result['u_largest_before_blend']}",
                     flush=True,
                 )
