@@ -208,6 +208,18 @@ CASES = {
         in_blocks(heads(draw(3, 6, 16, scale=3)) @ heads(draw(3, 9, 16, scale=3)).transpose(0, 2, 1)),
         2e-4,
     ),
+    "scores, heads crossed": Case(
+        lambda q, k: TRIANGLE.unpack(attention.scores(q, k, together=2, crossed=True)),
+        (draw(3, 6, 16, scale=3), draw(3, 9, 16, scale=3)),
+        in_blocks(heads(draw(3, 6, 16, scale=3)) @ heads(draw(3, 9, 16, scale=3)).transpose(0, 2, 1)),
+        2e-4,
+    ),
+    "values, heads crossed": Case(
+        partial(attention.values, kv_heads=3, together=2, crossed=True),
+        (np.abs(draw(3, 6, 9)), draw(4, 9, 16, scale=10)),
+        heads(np.abs(draw(3, 6, 9))) @ heads(draw(4, 9, 16, scale=10)[:3]),
+        2e-4,
+    ),
     "values, heads together": Case(
         partial(attention.values, kv_heads=3, together=2),
         (np.abs(draw(3, 6, 9)), draw(4, 9, 16, scale=10)),

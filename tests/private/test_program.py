@@ -16,6 +16,7 @@ from aero.config import ModelConfig, architecture
 from aero.eliminate import plain
 from aero.eliminate.fold import fold
 from aero.private.program import WORKING, Program, freed, run_plain
+from aero.private.protocols import Together
 
 ROWS = [
     "SM+LN+G", "SM+LN+R", "SM+L", "SM(t)+ScFuFFN", "static+bilinear", "static+square", "SM+ScFuFFN_i1",
@@ -53,7 +54,7 @@ def attending(shape: str, **choices: Any) -> ModelConfig:
 
 KINDS = [
     ({"attention": "bounded", "logit_bound": bound}, together) for bound in (2.0, 3.0, 4.0, 6.0, 8.0, 30.0)
-    for together in ((1, 1), (2, 3))
+    for together in ((1, 1), (2, 3), (2, 4, True))
 ] + [
     ({"attention": "power", "power": 2}, (3, 1)),
     ({"attention": "power", "power": 4}, (1, 4)),
@@ -67,12 +68,12 @@ KINDS = [
 @pytest.mark.parametrize(("choices", "together"), KINDS)
 @pytest.mark.parametrize("shape", ["gpt2-tiny", "llama-tiny"])
 def test_every_kind_of_attention_and_several_rows_of_logits(
-    shape: str, choices: dict[str, Any], together: tuple[int, int]
+    shape: str, choices: dict[str, Any], together: tuple[Any, ...]
 ) -> None:
     model = fold(disturbed(attending(shape, **choices), seed=3))
     tokens = np.random.default_rng(0).integers(0, model.config.vocab_size, 13)
     expected = plain.logits(model, tokens)
-    program = Program(model.config, model.rotation, one_hot=True, together=together)
+    program = Program(model.config, model.rotation, one_hot=True, together=Together(*together))
     rows = np.float32(np.eye(model.config.vocab_size)[tokens])
     state = {name: np.float32(value) for name, value in program.layout.pack(model.weights).items()}
     state = run_plain(program.forward(0, 9, 9), {**state, "tokens": rows[:9]})

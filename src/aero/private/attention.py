@@ -1,8 +1,8 @@
 """Attention's steps beside the softmax: products of all heads, split, cache, rotation. Public shapes, secret values.
 
 The engine runs a batched product as one product a head, with two messages each. Here the truncation comes once for all
-heads and, for logits, only for the causal triangle; and several heads may share one product, side by side in a block
-diagonal of zeros (``together``): fewer rounds, for more arithmetic and, where operands are opened, more bytes.
+heads and, for logits, only for the causal triangle; and several heads may share one product (``Together``): fewer
+rounds, for more arithmetic.
 """
 
 from __future__ import annotations
@@ -75,18 +75,18 @@ def extend(*old_and_new: jax.Array, past: int) -> tuple[jax.Array, ...]:
     return tuple(jnp.concatenate([old[:, :past], new], axis=1) for old, new in pairs)
 
 
-def scores(q: jax.Array, k: jax.Array, *, together: int = 1) -> jax.Array:
+def scores(q: jax.Array, k: jax.Array, *, together: int = 1, crossed: bool = False) -> jax.Array:
     """Logits inside the causal triangle: [heads, queries, d], [kv_heads, keys, d] -> [heads, packed]."""
     kv_heads, keys, size = k.shape
     group, queries = q.shape[0] // kv_heads, q.shape[1]
     # The heads that share keys stand one above another: the keys enter their product once.
     rows = q.reshape(kv_heads, group * queries, size)
-    doubles = _by_blocks(rows, jnp.swapaxes(k, 1, 2), together)
+    doubles = _by_groups(rows, jnp.swapaxes(k, 1, 2), together, crossed)
     triangle = Triangle(queries, keys)
     return ring.truncate(triangle.pack(doubles.reshape(kv_heads * group, queries, keys)))
 
 
-def values(e: jax.Array, v: jax.Array, *, kv_heads: int, together: int = 1) -> jax.Array:
+def values(e: jax.Array, v: jax.Array, *, kv_heads: int, together: int = 1, crossed: bool = False) -> jax.Array:
     """Attention weights times values: [heads, queries, keys], [any, keys, d] -> [heads, queries, d].
 
     kv_heads: how many key/value heads, the first ones, the weights are for.
@@ -95,7 +95,7 @@ def values(e: jax.Array, v: jax.Array, *, kv_heads: int, together: int = 1) -> j
     _, keys, size = v.shape
     heads, queries, _ = e.shape
     rows = e.reshape(kv_heads, heads // kv_heads * queries, keys)
-    return ring.truncate(_by_blocks(rows, v, together)).reshape(heads, queries, size)
+    return ring.truncate(_by_groups(rows, v, together, crossed)).reshape(heads, queries, size)
 
 
 def block_scores(q: jax.Array, *keys: jax.Array) -> jax.Array:
@@ -148,17 +148,21 @@ def _average(triangle: Triangle) -> NDArray[np.float64]:
     return units * 2.0**-ring.FRACTION_BITS
 
 
-def _by_blocks(x: jax.Array, y: jax.Array, together: int) -> jax.Array:
+def _by_groups(x: jax.Array, y: jax.Array, together: int, crossed: bool) -> jax.Array:
     """Doubles of [b, n, k] @ [b, k, m], ``together`` of them in one product, the remainder in a smaller one."""
     if together == 1:
         return ring.matmul(x, y)
     parts = []
     for start in range(0, x.shape[0], together):
         left, right = x[start : start + together], y[start : start + together]
-        count, _, columns = right.shape
-        wide = jnp.concatenate(list(left), axis=1)
-        product = ring.matmul(wide, _diagonal(right))
-        parts.append(jnp.stack([product[:, i * columns : (i + 1) * columns] for i in range(count)]))
+        count, rows, columns = left.shape[0], left.shape[1], right.shape[2]
+        if crossed:
+            wide = ring.matmul(left.reshape(count * rows, -1), jnp.concatenate(list(right), axis=1))
+            own = [wide[i * rows : (i + 1) * rows, i * columns : (i + 1) * columns] for i in range(count)]
+        else:
+            wide = ring.matmul(jnp.concatenate(list(left), axis=1), _diagonal(right))
+            own = [wide[:, i * columns : (i + 1) * columns] for i in range(count)]
+        parts.append(jnp.stack(own))
     return jnp.concatenate(parts, axis=0)
 
 

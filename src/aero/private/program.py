@@ -25,9 +25,8 @@ from aero.private.attention import Rotation
 from aero.private.blocks import Plan
 from aero.private.exponent import exponential_for
 from aero.private.layout import Layout
+from aero.private.protocols import ALONE, Together
 from aero.private.softmax import Triangle
-
-Together = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -52,8 +51,7 @@ class Program:
     one_hot: the client's tokens enter as one-hot rows that multiply the secret embedding. Otherwise the client holds
         the embedding table and enters embedded rows.
     gelu: how GELU is computed, where the model has it.
-    together: how many key/value heads share one product, in a prefill and in a pass of a single row
-        (``Protocol.together``).
+    together: which heads share a product (``Protocol.together``).
     """
 
     def __init__(
@@ -63,7 +61,7 @@ class Program:
         *,
         one_hot: bool,
         gelu: GeluForm = "polynomial",
-        together: Together = (1, 1),
+        together: Together = ALONE,
     ) -> None:
         self.config = config
         self.rotation = rotation
@@ -168,7 +166,7 @@ class Program:
         if heads:
             yield from self._weigh(index, queries, past + rows, plan)
             if plan is None:
-                mix = partial(attention.values, together=self.together[queries == 1], kv_heads=kv_heads)
+                mix = partial(attention.values, kv_heads=kv_heads, **self.together.arguments(queries))
                 yield Step("values", index, mix, ("e", cache[1]), ("o",))
             else:
                 mix = partial(attention.block_values, kv_heads=kv_heads, head_size=config.head_size)
@@ -185,7 +183,7 @@ class Program:
         """From queries and keys to unnormalised attention weights and one over each row's sum."""
         layer, triangle = self.config.layers[index], Triangle(queries, keys)
         if plan is None:
-            product = partial(attention.scores, together=self.together[queries == 1])
+            product = partial(attention.scores, **self.together.arguments(queries))
             yield Step("scores", index, product, ("q", f"k.{index}"), ("s",))
         else:
             keys_read = tuple(block.keys(index) for block in plan.read)

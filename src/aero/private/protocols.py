@@ -32,6 +32,36 @@ class TrustModel:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Together:
+    """How many key/value heads share one product of all their queries and keys, or weights and values.
+
+    prefill, row: in a pass of several rows and of one. crossed: every head of a group is multiplied with every other
+    and the products of different heads are thrown away, so that an operand is opened once and what is thrown away is
+    never sent. Otherwise zeros keep the heads apart: nothing is computed for nothing, and zeros are opened too.
+
+    Measured for the logits of a prefill, 12 heads of 128 x 64, in one process on one core (MB, rounds, s):
+
+        heads            1                4                6                12
+        semi2k, zeros    4.7, 13, 0.08    9.4, 4, 0.14     12.6, 3, 0.20    22.0, 2, 0.36
+        aby3, zeros     10.2, 14, 0.09   10.4, 6, 0.14     10.4, 5, 0.19    10.4, 3, 0.33
+
+    Crossed, semi2k sends 4.7 MB whatever the group; aby3 would send every product that is thrown away. With cheetah a
+    product's ciphertexts grow with the group.
+    """
+
+    prefill: int
+    row: int
+    crossed: bool = False
+
+    def arguments(self, rows: int) -> dict[str, Any]:
+        """What ``attention.scores`` and ``attention.values`` take for a pass of so many rows."""
+        return {"together": self.row if rows == 1 else self.prefill, "crossed": self.crossed}
+
+
+ALONE = Together(1, 1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
     """A protocol as this package runs it.
@@ -44,12 +74,7 @@ class Protocol:
     warm_up: the first comparison and product of a session set up correlated randomness; do that before the prompt.
     offline: what the offline column holds.
     share_bytes: bytes a party keeps for one secret-shared number.
-    together: how many key/value heads share one product, in a prefill and in a pass of one row. Measured for 12 heads
-        of 128 x 64, logits of a prefill, in one process on one core (MB, rounds, s):
-            together      1                  4                  6                  12
-            semi2k        4.7, 13, 0.08      9.4, 4, 0.14       12.6, 3, 0.20      22.0, 2, 0.36
-            aby3         10.2, 14, 0.09     10.4, 6, 0.14       10.4, 5, 0.19      10.4, 3, 0.33
-        With cheetah a product's ciphertexts grow with it.
+    together: which heads share a product.
     dealer: whether a third party, which is none of the roles, makes correlated randomness.
     """
 
@@ -61,7 +86,7 @@ class Protocol:
     warm_up: bool
     offline: str
     share_bytes: int
-    together: tuple[int, int]
+    together: Together
     dealer: bool = False
 
 
@@ -83,7 +108,7 @@ ABY3 = Protocol(
     warm_up=False,
     offline="sharing the weights, once a session; correlated randomness comes from common seeds and costs no bytes",
     share_bytes=16,
-    together=(4, 12),
+    together=Together(4, 12),
 )
 
 CHEETAH = Protocol(
@@ -104,7 +129,7 @@ CHEETAH = Protocol(
     warm_up=True,
     offline="setting up oblivious transfer, once a session; later correlated randomness is made, and counted, online",
     share_bytes=8,
-    together=(1, 1),
+    together=ALONE,
 )
 
 SEMI2K = Protocol(
@@ -128,7 +153,7 @@ SEMI2K = Protocol(
     warm_up=False,
     offline="opening the masked weights, once a session; and everything between the dealer and the model owner",
     share_bytes=8,
-    together=(4, 1),
+    together=Together(4, 12, crossed=True),
     dealer=True,
 )
 
@@ -150,7 +175,7 @@ SEMI2K_INSECURE = Protocol(
     warm_up=False,
     offline="opening the masked weights, once a session; the making of triples is missing, so this column is too small",
     share_bytes=8,
-    together=(4, 1),
+    together=Together(4, 12, crossed=True),
 )
 
 PROTOCOLS: dict[str, Protocol] = {each.name: each for each in (ABY3, CHEETAH, SEMI2K, SEMI2K_INSECURE)}
