@@ -12,8 +12,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-pytest.importorskip("spu")
-
 from aero.private.watch import free_ports
 from aero.serve.template import create
 

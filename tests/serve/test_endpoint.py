@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +13,10 @@ from pathlib import Path
 import numpy as np
 import openai
 import pytest
+
+pytest.importorskip("spu")
+
+from tests.serve.asking import Asked, check_end
 from tests.serve.browser import AVAILABLE, Browser
 from tests.serve.conftest import MODEL, Deployment, make_tokenizer, wait_until
 
@@ -173,3 +179,15 @@ def test_no_prompt_and_no_answer_is_in_any_log(running: tuple[Deployment, str], 
         assert '"session ready"' in log
         assert secret not in log
         assert "Traceback" not in log
+
+
+def test_a_party_killed_while_it_computes_is_named_and_the_next_request_is_answered(
+    running: tuple[Deployment, str],
+) -> None:
+    made, url = running
+    asked = Asked(url)
+    wait_until(lambda: asked.pieces >= 1, "a first token", 90.0)
+    os.kill(made.party("helper"), signal.SIGKILL)
+    check_end(running, asked, "Party helper was killed (signal 9)", 10.0)
+    for role in ("model", "helper"):
+        assert "Party helper was killed (signal 9)" in made.log(role)

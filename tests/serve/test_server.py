@@ -12,6 +12,9 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+
+pytest.importorskip("spu")
+
 from tests.serve.conftest import AERO, MODEL, Deployment
 
 from aero import __version__

@@ -6,6 +6,9 @@ import shutil
 import subprocess
 
 import pytest
+
+pytest.importorskip("spu")
+
 from tests.serve.conftest import AERO, Deployment, children, wait_until
 
 from aero.serve.template import create
