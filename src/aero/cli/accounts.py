@@ -14,24 +14,28 @@ def print_account(written: dict[str, Any]) -> None:
     table = Table(
         title=f"{written['model']}, {written['protocol']}, {written['tokens']} + {written['new_tokens']} tokens"
     )
-    for name in ("operator", "MB", "share", "rounds", "seconds"):
+    # A protocol with a dealer has a column of its own for what goes between the dealer and the parties.
+    dealt = written["offline"]["dealer"] is not None
+    for name in ("operator", "MB", "share", "rounds", "seconds", *(["dealer MB"] if dealt else [])):
         table.add_column(name, justify="left" if name == "operator" else "right")
     sums: dict[str, list[float]] = {}
     for cost in written["operators"]:
-        entry = sums.setdefault(cost["operator"], [0, 0, 0.0])
-        for index, key in enumerate(("bytes", "rounds", "seconds")):
+        entry = sums.setdefault(cost["operator"], [0, 0, 0.0, 0])
+        for index, key in enumerate(("bytes", "rounds", "seconds", "offline_bytes")):
             entry[index] += cost[key]
     total = max(1, written["total_bytes"])
-    for name, (sent, rounds, seconds) in sums.items():
-        table.add_row(name, f"{sent / 1e6:,.3f}", f"{sent / total:.1%}", f"{rounds:,.0f}", f"{seconds:,.2f}")
+
+    def add(name: str, sent: float, share: str, rounds: float, seconds: float, offline_bytes: float) -> None:
+        cells = [name, f"{sent / 1e6:,.3f}", share, f"{rounds:,.0f}", f"{seconds:,.2f}"]
+        table.add_row(*cells, *([f"{offline_bytes / 1e6:,.3f}"] if dealt else []))
+
+    for name, (sent, rounds, seconds, offline_bytes) in sums.items():
+        add(name, sent, f"{sent / total:.1%}", rounds, seconds, offline_bytes)
     table.add_section()
-    table.add_row(
-        "online", f"{written['total_bytes'] / 1e6:,.3f}", "", f"{written['rounds']:,}", f"{written['seconds']:,.2f}"
-    )
     offline = written["offline"]
-    table.add_row(
-        "offline", f"{offline['bytes'] / 1e6:,.3f}", "", f"{offline['rounds']:,}", f"{offline['seconds']:,.2f}"
-    )
+    dealer = offline["dealer"] or {"setup_bytes": 0, "answer_bytes": 0}
+    add("online", written["total_bytes"], "", written["rounds"], written["seconds"], dealer["answer_bytes"])
+    add("set-up" if dealt else "offline", offline["setup_bytes"], "", offline["rounds"], offline["seconds"], dealer["setup_bytes"])
     console.print(table)
     console.print(f"Offline: {offline['statement']}.")
     trust = written["trust_model"]

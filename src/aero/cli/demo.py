@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 SAMPLE = 'def load(path):\n    """Read a file."""\n    with open(path) as file:\n'
 NOTHING = "nothing: this phase follows the prompt"
+DEALT = "what goes between the dealer and the model owner; its time is in the online seconds"
 
 
 def command(
@@ -186,10 +187,12 @@ def _figure(training: TrainingResult, split: str) -> float:
 
 
 def _account(account: Account, offline: Account | None = None, statement: str = NOTHING) -> dict[str, Any]:
+    if account.offline_bytes and offline is None:
+        statement = DEALT
     return {
         **account.to_dict(),
         "offline": {
-            "bytes": offline.total_bytes if offline else 0,
+            "bytes": account.offline_bytes + (offline.total_bytes if offline else 0),
             "seconds": offline.seconds if offline else 0.0,
             "statement": statement,
         },

@@ -1,8 +1,8 @@
 """Matrix products of integers modulo 2^64 (and 2^32) at the speed of floating-point ones.
 
-NumPy multiplies integer matrices without its linear-algebra library. Here each number is cut into three signed digits of
-22 bits, a = a0 + 2^22 a1 + 2^44 a2 with |a0|, |a1| <= 2^21. A product of two digits is at most 2^42 in size, so sums of
-3 x 512 of them are exact in double precision, and of the nine products of digits three vanish modulo 2^64.
+NumPy multiplies integer matrices without its linear-algebra library. Here each number is cut into three signed digits
+of 22 bits, a = a0 + 2^22 a1 + 2^44 a2 with |a0|, |a1| <= 2^21. A product of two digits is at most 2^42 in size, so sums
+of 3 x 512 of them are exact in double precision, and of the nine products of digits three vanish modulo 2^64.
 """
 
 from __future__ import annotations
