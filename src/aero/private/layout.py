@@ -1,7 +1,8 @@
 """How the weights of a folded model lie in the private program: one matrix where several read the same rows.
 
 The owner alone rearranges them, in the clear, before they become secrets. A gated feed-forward branch enters as one
-matrix, [in | gate], so that one product computes both; queries enter scaled as the exponent's form wants its logits.
+matrix, [in | gate], so that one product computes both; queries enter scaled as the exponent's form wants its logits;
+the vocabulary projection lies on its side, [V, width].
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class Layout:
             if self._gated(name):
                 shape = (*shape[:-1], 2 * shape[-1])
             if ".ffn_gate" not in name:
-                table[name] = shape
+                table[name] = shape[::-1] if name == "head" else shape
         return table
 
     def take(self, name: str, weights: MutableMapping[str, Array]) -> Array:
@@ -37,14 +38,13 @@ class Layout:
         value = weights.pop(name)
         if self._gated(name):
             return np.concatenate([value, weights.pop(name.replace("ffn_in", "ffn_gate"))], axis=-1)
-        prefix, _, rest = name.rpartition("qkv")
-        if prefix or name.endswith("power_offset"):
+        if name == "head":
+            return np.ascontiguousarray(value.T)
+        if name.endswith("power_offset"):
+            return value * self._query_scale(int(name.split(".")[1]))
+        if ".qkv" in name:
             index = int(name.split(".")[1])
-            scale = self._query_scale(index)
-            if name.endswith("power_offset"):
-                return value * scale
-            queries = self.config.active_heads(index)[0] * self.config.head_size
-            del rest
+            scale, queries = self._query_scale(index), self.config.active_heads(index)[0] * self.config.head_size
             return np.concatenate([value[..., :queries] * scale, value[..., queries:]], axis=-1)
         return value
 

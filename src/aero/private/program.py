@@ -118,7 +118,8 @@ class Program:
         if config.final_norm != "none":
             yield _norm(config.final_norm, None, "final_norm", "x", "h")
             read = "h"
-        yield self._linear("vocabulary", None, "head", read, "logits")
+        bias = ("head.bias",) if "head" in config.biased else ()
+        yield Step("vocabulary", None, _vocabulary, (read, "head", *bias), ("logits",))
 
     def _attention(self, index: int, past: int, rows: int, queries: int, plan: Plan | None) -> Iterator[Step]:
         """queries: how many of the rows, the last ones, anybody reads after this layer's keys and values."""
@@ -317,6 +318,12 @@ def _product(x: jax.Array, weight: jax.Array) -> jax.Array:
 
 def _affine(x: jax.Array, weight: jax.Array, bias: jax.Array) -> jax.Array:
     return x @ weight + bias
+
+
+def _vocabulary(x: jax.Array, head: jax.Array, bias: jax.Array | None = None) -> jax.Array:
+    # A wide matrix from the left: the engine is two to eight times as fast as with a few rows from the left.
+    logits: jax.Array = (head @ x.T).T
+    return logits if bias is None else logits + bias
 
 
 def _multiply(x: jax.Array, y: jax.Array) -> jax.Array:
