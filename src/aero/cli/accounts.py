@@ -35,7 +35,8 @@ def print_account(written: dict[str, Any]) -> None:
     offline = written["offline"]
     dealer = offline["dealer"] or {"setup_bytes": 0, "answer_bytes": 0}
     add("online", written["total_bytes"], "", written["rounds"], written["seconds"], dealer["answer_bytes"])
-    add("set-up" if dealt else "offline", offline["setup_bytes"], "", offline["rounds"], offline["seconds"], dealer["setup_bytes"])
+    setup = "set-up" if dealt else "offline"
+    add(setup, offline["setup_bytes"], "", offline["rounds"], offline["seconds"], dealer["setup_bytes"])
     console.print(table)
     console.print(f"Offline: {offline['statement']}.")
     trust = written["trust_model"]
