@@ -14,10 +14,11 @@ from torch.nn import functional
 
 from aero.config import FeedForward, ModelConfig, architecture
 from aero.eliminate import plain
-from aero.eliminate.anneal import ActivationSchedule, Annealing, Ramp, StaticSchedule
+from aero.eliminate.anneal import ORIGINS, ActivationSchedule, Annealing, Ramp, StaticSchedule
 from aero.eliminate.fold import fold
 from aero.errors import AeroError
 from aero.model import AeroConfig, AeroForCausalLM, Decoder, set_static_blend, static_norms
+from aero.model.feedforward import ORIGINS as FUNCTIONS
 from aero.model.logits import PENALTY_STRENGTH
 
 ALL = Annealing(
@@ -146,6 +147,34 @@ def test_a_model_on_its_way_does_not_fold_and_one_at_the_end_folds_exactly(step:
     assert torch.equal(logits, never(given).logits)
     error = np.abs(plain.logits(fold(decoder), given[0].numpy()) - logits[0].detach().numpy()).max()
     assert error < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("row", "origin", "kinds"),
+    [
+        ("static+fused", "gelu", "fused"),
+        ("static+square", "silu_gated", "square"),
+        ("static+square", "square", "square"),
+    ],
+)
+def test_origins_that_do_not_fit_are_known_before_training(row: str, origin: FeedForward, kinds: str) -> None:
+    model = architecture(row, gpt())
+    annealing = Annealing(static=StaticSchedule(), activation=ActivationSchedule(origin=origin))
+    assert annealing.fault(model) == f"anneals {kinds} branches from {origin}, which they cannot be"
+    assert ALL.fault(power_model()) is None
+    assert set(ORIGINS) == set(FUNCTIONS)
+
+
+def test_a_step_sets_every_part_of_a_model() -> None:
+    decoder = Decoder(power_model())
+    ALL.apply(decoder, 30, 100)
+    for block in decoder.blocks():
+        assert float(block.feedforward.share) == pytest.approx(0.4)  # type: ignore[arg-type]
+        assert block.feedforward.origin == "gelu"
+        assert float(block.attention.share) == pytest.approx(0.6)  # type: ignore[arg-type]
+    # Five norms, the first of them from 0.25 to 0.5 and the last from 0.5 to 0.75.
+    blends = [float(norm.blend) for _, norm in static_norms(decoder)]
+    assert blends == pytest.approx([0.2, 0, 0, 0, 0])
 
 
 def test_each_half_of_the_way_is_refused_by_its_own_name() -> None:

@@ -81,6 +81,14 @@ def test_a_student_comes_closer_to_its_teacher_than_one_that_reads_the_text_alon
     assert divergence(tmp_path / "taught", original, corpus) < divergence(tmp_path / "alone", original, corpus)
 
 
+def test_the_text_keeps_its_weight(original: Path, corpus: Path, tmp_path: Path) -> None:
+    recipe = tiny("SM+LN+G", steps=1)
+    plain = train(recipe, corpus, tmp_path / "plain")
+    quarter = replace(recipe, distill=DistillSettings(text=0.25, logits=0.0))
+    taught = train(quarter, corpus, tmp_path / "taught", teacher=original)
+    assert taught.losses[0]["loss"] == pytest.approx(0.25 * plain.losses[0]["loss"], rel=1e-5)
+
+
 def test_a_run_with_every_schedule_and_a_teacher_resumes_bit_for_bit(
     original: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

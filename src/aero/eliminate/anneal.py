@@ -17,10 +17,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from aero.config import FeedForward, ModelConfig
+from aero.config import GATED, FeedForward, ModelConfig
 
 if TYPE_CHECKING:
     from torch import nn
+
+
+ORIGINS: frozenset[FeedForward] = frozenset({"gelu", "gelu_tanh", "relu", "silu_gated"})
+"""Kinds that a feed-forward branch can be annealed from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +115,11 @@ class Annealing:
             return "has static norms and no schedule that makes them static"
         if not static and self.static is not None:
             return "has a schedule for static norms and none of them"
+        if self.activation is not None:
+            origin, branches = self.activation.origin, {layer.feedforward for layer in model.layers} - {"dropped"}
+            unfit = {kind for kind in branches if kind == "fused" or (origin in GATED and kind not in GATED)}
+            if unfit or origin not in ORIGINS:
+                return f"anneals {', '.join(sorted(unfit or branches))} branches from {origin}, which they cannot be"
         if self.bound is not None and kinds <= {"softmax"}:
             return "has a schedule for a bound of attention logits and bounds none"
         if self.power is not None and "power" not in kinds:
