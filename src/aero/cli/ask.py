@@ -28,7 +28,10 @@ Stop = Annotated[list[str] | None, typer.Option(help="Text that ends the answer;
 def ask(
     config: Config,
     prompt: Annotated[
-        str | None, typer.Argument(help="The secret prompt; without it, the text on standard input.")
+        str | None,
+        typer.Argument(
+            help="The secret prompt (the list of processes shows it); without it, the text on standard input."
+        ),
     ] = None,
     new_tokens: NewTokens = 32,
     temperature: Temperature = 0.0,

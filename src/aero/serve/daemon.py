@@ -52,12 +52,12 @@ def start_log() -> None:
     """Structured log on the error stream. Nothing in it is a secret: events, sessions' numbers, addresses, reasons."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
-    for name in ("aero.serve", "asyncio"):
+    # The libraries' own lines as well: their tracebacks could quote a value, and a line's first words cannot.
+    for name in ("aero.serve", "asyncio", "uvicorn.error"):
         logger = logging.getLogger(name)
         logger.handlers = [handler]
         logger.propagate = False
-    logging.getLogger("aero.serve").setLevel(logging.INFO)
-    logging.getLogger("asyncio").setLevel(logging.ERROR)
+        logger.setLevel(logging.INFO if name == "aero.serve" else logging.ERROR)
 
 
 async def serve(server: Server) -> None:
