@@ -18,6 +18,7 @@ pytest.importorskip("spu")
 from aero.errors import AeroError
 from aero.private.launch import local_parties, run_local
 from aero.private.messages import Event, PartyJob, Request
+from aero.private.processes import Processes
 from aero.private.protocols import protocol_named
 from aero.private.watch import free_ports
 
@@ -109,3 +110,26 @@ def test_a_party_killed_mid_run_ends_the_others(victim: int) -> None:
     with pytest.raises(AeroError, match=rf"Party {role} was killed \(signal 9\)"):
         run_local(job, Request(prompt=(1, 2, 3), new_tokens=100), model="gpt2-tiny:SM+ScFuFFN", on_event=kill)
     assert time.monotonic() - killed[0] < 30.0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_party_that_is_told_to_end_removes_its_files(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    parties = local_parties(protocol_named("aby3"), None)
+    processes = Processes([PartyJob(protocol="aby3", parties=parties, rank=2, wait_seconds=60.0)])
+    try:
+        # It has read its job once it has gone to its folder.
+        deadline = time.monotonic() + 60.0
+        while Path(f"/proc/{processes.pids[0]}/cwd").resolve().parent != tmp_path and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert list(tmp_path.iterdir())
+        os.kill(processes.pids[0], number)
+        with pytest.raises(AeroError, match=rf"arty.* was told to end \(signal {number.value}\)"):
+            processes.next()
+        while list(tmp_path.iterdir()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not list(tmp_path.iterdir())
+    finally:
+        processes.stop()

@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import shutil
+import signal
 import sys
 import tempfile
 import threading
@@ -15,6 +16,9 @@ from aero.private.inbox import Inbox
 from aero.private.messages import Event, PartyJob
 from aero.private.protocols import CLIENT
 from aero.private.session import Session
+
+ENDING = {signal.SIGTERM, signal.SIGHUP}
+"""Signals after which the party removes its files and ends."""
 
 _speaking = threading.Lock()
 
@@ -42,6 +46,19 @@ def main() -> None:
         emit({"kind": "error", "message": message} | ({} if rank is None else {"lost": rank}))
         leave(2)
 
+    def end_by_signal() -> None:
+        number = os.read(waking, 1)[0]
+        who = "A party" if session is None else f"Party {session.role}"
+        emit({"kind": "error", "message": f"{who} was told to end (signal {number})."})
+        leave(2)
+
+    # A thread hears of signals: the main one may be in native code, where Python handles none.
+    waking, woken = os.pipe()
+    os.set_blocking(woken, False)
+    signal.set_wakeup_fd(woken)
+    for each in ENDING:
+        signal.signal(each, lambda *_: None)
+    threading.Thread(target=end_by_signal, daemon=True).start()
     try:
         job = PartyJob.from_json(sys.stdin.readline())
         # The engine keeps files in the folder it is started in. They hold counts and masked numbers, and go with us.
