@@ -10,6 +10,7 @@ rate), ``context``, ``deep``, ``long``, ``other``. Optimiser settings are those 
 run has the same tokens a step. Each run stands alone in --out: NAME.json, NAME.log, and while it is under way
 NAME.state, from which it goes on after a cut. Runs that have a document are not repeated.
 
+STUDY_COMMIT in the environment names the commit where git is not there to say it.
 --budget: seconds after which every run writes its state and the program ends. --parallel: runs side by side on one GPU.
 Losses compare within one corpus and cut only; the summary uses cut 0 for everything but ``stability``.
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import platform
 import re
 import time
 from collections import Counter
@@ -141,7 +142,7 @@ def train(
         "corpus": asdict(corpus.facts),
         "commit": os.environ.get("STUDY_COMMIT") or provenance.commit(),
         "date": provenance.now(),
-        "versions": {"torch": torch.__version__, "python": provenance.machine()["python"]},
+        "versions": {"torch": torch.__version__, "python": platform.python_version()},
     }
     write_json(target, document)
     state_file.unlink(missing_ok=True)
