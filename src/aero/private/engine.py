@@ -93,11 +93,12 @@ class Engine:
         self._runtime.set_var(name, shares[self.rank])
         self._shapes[name] = shape
 
-    def hold(self, name: str) -> None:
+    def hold(self, name: str, *, from_left: bool = False) -> None:
         """Bring the weight ``name``, just entered by its owner, into the form in which the protocol uses it.
 
-        Adding a shared zero shares it. A cached matrix has its mask opened here, by a product with a row of zeros, so
-        that the opening is not part of the first answer.
+        Adding a shared zero shares it. A cached matrix has its mask opened here, by a product with zeros, so that the
+        opening is not part of the first answer. The engine keeps masks of left and right factors apart: ``from_left``
+        says which one the weight is.
         """
         if self.protocol.weights == "owned":
             return
@@ -109,8 +110,10 @@ class Engine:
         self.run([Step("weights", None, _sum, (name, "zero"), (name,))])
         if self.protocol.weights == "cached" and len(self._shapes[name]) == 2:
             self.run([Step("weights", None, make_cached_var, (name,), (name,))])
-            self._enter_zeros("row", (1, self._shapes[name][0]))
-            self.run([Step("weights", None, jnp.matmul, ("row", name), ("row",))])
+            rows, columns = self._shapes[name]
+            self._enter_zeros("row", (columns, 1) if from_left else (1, rows))
+            factors = (name, "row") if from_left else ("row", name)
+            self.run([Step("weights", None, jnp.matmul, factors, ("row",))])
 
     def warm_up(self) -> None:
         """Run one small comparison, product and matrix product: their set-up is then no part of the first answer."""

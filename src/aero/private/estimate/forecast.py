@@ -19,6 +19,7 @@ from aero.private.engine import identity, lower, opened_messages
 from aero.private.estimate.costs import Walk
 from aero.private.estimate.laws import LAWS, Cost, Kind, Laws
 from aero.private.estimate.operations import read_listing
+from aero.private.layout import FROM_LEFT
 from aero.private.messages import EmbeddingMode
 from aero.private.orders import Order
 from aero.private.program import WORKING, Program, Step, freed
@@ -126,7 +127,8 @@ class _Forecasting:
             entering.append(_share(self.laws, int(np.prod(shape))))
             self.kinds[name] = "shared"
             if cached and len(shape) == 2:
-                entering.append(self.laws.product(1, 1, *shape, ("shared", "shared")))
+                zeros = (*shape, 1) if name in FROM_LEFT else (1, *shape)
+                entering.append(self.laws.product(1, *zeros, ("shared", "shared")))
                 self.kinds[name] = "cached"
         total = sum(entering, Cost())
         work = [Work("weights", None, total.bytes, total.rounds, 0, self.numbers)]
