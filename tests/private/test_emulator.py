@@ -228,7 +228,7 @@ class TestAgainstTheEngine:
             assert abs(engine.mean() - emulated.mean()) < 0.04 * UNIT
             assert abs(engine.std(0).mean() - emulated.std(0).mean()) < 0.04 * UNIT
 
-    @pytest.mark.parametrize("row", ROWS)
+    @pytest.mark.parametrize("row", [*ROWS, "static+bilinear+bounded", "static+bilinear+power"])
     def test_a_models_logits_differ_by_the_engines_own_noise(self, row: str) -> None:
         simulation = pytest.importorskip("spu.utils.simulation")
         from tests.private.test_operators import parties
