@@ -7,7 +7,21 @@ import sys
 import typer
 
 from aero import __version__
-from aero.cli import ask, corpus, dealer, demo, doctor, emulate, entropy, estimate, party, private, serve, train
+from aero.cli import (
+    ask,
+    corpus,
+    dealer,
+    demo,
+    doctor,
+    eliminate,
+    emulate,
+    entropy,
+    estimate,
+    party,
+    private,
+    serve,
+    train,
+)
 from aero.errors import AeroError
 
 root = typer.Typer(
@@ -29,6 +43,7 @@ root = typer.Typer(
 root.add_typer(corpus.app, name="corpus")
 root.command("train")(train.command)
 root.command("entropy")(entropy.command)
+root.add_typer(eliminate.app, name="eliminate")
 root.add_typer(private.app, name="private")
 private.app.command("emulate")(emulate.emulate)
 private.app.command("estimate")(estimate.command)

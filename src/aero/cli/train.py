@@ -115,10 +115,11 @@ def command(
         )
     if json_file is not None:
         write_json(json_file, result.to_dict())
-    _print(result, out)
+    print_result(result, out)
 
 
-def _print(result: TrainingResult, out: Path) -> None:
+def print_result(result: TrainingResult, out: Path) -> None:
+    """The figures of a finished run."""
     console = Console()
     seconds = result.seconds or 0.0
     table = Table(title=f"{result.recipe['name']} in {out}", title_justify="left", show_header=False)

@@ -2,7 +2,7 @@
 
 What a removal does to the loss in this form is its sensitivity, and the form is where fine-tuning starts.
 
-    norms        1/sigma becomes its geometric mean over a calibration text
+    norms        1/sigma becomes its mean over a calibration text
     activations  f(z) becomes, by channel, the least-squares line or parabola over the hidden units z of that text
     heads        causal averages
     maximum      nothing changes but the promise: the bound is the largest logit of that text with a margin

@@ -18,7 +18,7 @@ from aero.private.blocks import MASKED, Blocks, Plan
 from aero.private.engine import identity, lower, opened_messages
 from aero.private.estimate.costs import Walk
 from aero.private.estimate.laws import LAWS, Cost, Kind, Laws
-from aero.private.estimate.operations import read_listing
+from aero.private.estimate.operations import Listing, read_listing
 from aero.private.layout import FROM_LEFT
 from aero.private.messages import EmbeddingMode
 from aero.private.orders import Order
@@ -88,6 +88,10 @@ def forecast(
         raise AeroError(f"This program cannot be estimated: {error}.") from None
 
 
+_LOWERED: dict[Any, tuple[Listing, tuple[Shape, ...]]] = {}
+"""What the compiler makes of a function at these shapes is the same in every forecast, and takes most of its time."""
+
+
 class _Forecasting:
     def __init__(self, config: PrivateConfig, protocol: Protocol, embedding: EmbeddingMode, gelu: GeluForm) -> None:
         self.protocol, self.laws = protocol, LAWS[protocol.kind]
@@ -104,7 +108,6 @@ class _Forecasting:
         self.kinds: dict[str, Kind] = {}
         self.numbers = self._held(self.program.weights)
         self.peak = self.numbers
-        self._lowered: dict[Any, tuple[Any, tuple[Shape, ...]]] = {}
         self._walked: dict[Any, Walk] = {}
         self.blocks = Blocks()
 
@@ -180,10 +183,10 @@ class _Forecasting:
         kinds = tuple(self.kinds[name] for name in step.inputs)
         # Integers are told from numbers by their name.
         key = (identity(step.function), shapes, tuple(name.startswith(MASKED) for name in step.inputs))
-        if key not in self._lowered:
+        if key not in _LOWERED:
             code, outputs = lower(step.function, step.inputs, shapes)
-            self._lowered[key] = (read_listing(code), outputs)
-        listing, outputs = self._lowered[key]
+            _LOWERED[key] = (read_listing(code), outputs)
+        listing, outputs = _LOWERED[key]
         if (key, kinds) not in self._walked:
             self._walked[key, kinds] = Walk(listing, kinds, self.laws)
         return self._walked[key, kinds], outputs
