@@ -39,11 +39,14 @@ def saved(name: str, folder: Path, layers: int, vocabulary: int, seed: int) -> s
     import torch
 
     from aero.model import AeroConfig, AeroForCausalLM
+    from aero.model.norm import set_static_blend
 
     shape = spec(name)
     torch.manual_seed(seed)
     config = replace(shape, layers=shape.layers[:layers], vocab_size=vocabulary)
-    AeroForCausalLM(AeroConfig.of(config)).save_pretrained(folder)
+    model = AeroForCausalLM(AeroConfig.of(config))
+    set_static_blend(model, 1.0)
+    model.save_pretrained(folder)
     return str(folder)
 
 
