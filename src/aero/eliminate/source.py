@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +15,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from aero.model.decoder import Decoder
+
+
+RECORD = "training.json"
+"""What a training run leaves beside the weights."""
 
 
 def is_spec(model: str) -> bool:
@@ -40,8 +46,8 @@ def describe(model: str) -> ModelConfig:
 def folded(model: str, *, seed: int, text: NDArray[Any] | None = None) -> PrivateModel:
     """Load the folder ``model``, or draw random weights of a named shape from ``seed``, and fold.
 
-    text: held-out token ids [N, T], on which the model's attention logits must stay within their bounds; None does not
-        look.
+    text: held-out token ids [N, T], on which the model's attention logits must stay within their bounds; None takes the
+        word of the training, where the folder holds its record.
     Random weights of a static norm start at the end of its blend. Raises AeroError for a folder that cannot be read and
     for logits beyond their bound.
     """
@@ -50,9 +56,28 @@ def folded(model: str, *, seed: int, text: NDArray[Any] | None = None) -> Privat
         from aero.eliminate.bounds import check_bounds
 
         check_bounds(decoder, text)
+    elif not is_spec(model):
+        _check_record(Path(model), decoder.config)
     from aero.eliminate.fold import fold
 
     return fold(decoder)
+
+
+def _check_record(folder: Path, config: ModelConfig) -> None:
+    """Refuse a model whose own training measured logits beyond a bound: privately it would err in silence."""
+    try:
+        tops = json.loads((folder / RECORD).read_text(encoding="utf-8"))["largest_logits"] or []
+        # A number that is none counts as the largest.
+        reached = [max(math.inf if value != value else value for value in top or [0.0]) for top in tops]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    for index, (top, layer) in enumerate(zip(reached, config.layers, strict=False)):
+        if layer.bounds_logits and not top <= layer.logit_bound:
+            raise AeroError(
+                f"On held-out text the training of {folder.name} measured attention logits up to {top:.3g} in layer "
+                f"{index}, beyond the bound of {layer.logit_bound:g} that private inference relies on; train it "
+                "further, or give the layer a larger bound."
+            )
 
 
 def _decoder(model: str, seed: int) -> Decoder:
