@@ -160,7 +160,7 @@ def _party(job: dict[str, Any]) -> None:
         engine.run([Step("sharing", None, _sum, (name, "half"), (name,))])
     engine.warm_up()
     step = Step(job["form"], None, FORMS[job["form"]][0], names, ("out",))
-    engine.prepare([step], {})
+    engine.prepare(([step], {}))
     engine.barrier()
     before = engine.take_costs()
     engine.run([step])
