@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils import logging
 
 from aero.config import ModelConfig
 from aero.errors import AeroError
@@ -31,9 +34,10 @@ def load_pretrained(path: str | Path) -> AeroForCausalLM:
     family = _family(folder)
     _check_weights(folder)
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, output_loading_info=True
-        )
+        with _no_bar():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder, local_files_only=True, use_safetensors=True, output_loading_info=True
+            )
     except AeroError as error:
         raise AeroError(f"{folder}: {error}") from None
     except (RuntimeError, ValueError, TypeError, KeyError, OSError, SafetensorError):
@@ -54,6 +58,18 @@ def load_pretrained(path: str | Path) -> AeroForCausalLM:
     assert isinstance(model, AeroForCausalLM)
     model.eval()  # type: ignore[no-untyped-call]
     return model
+
+
+@contextmanager
+def _no_bar() -> Iterator[None]:
+    """Without the library's progress bar, which a second's work does not need and a pipe shows as noise."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def load_config(path: str | Path) -> ModelConfig:
