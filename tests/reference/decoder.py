@@ -57,7 +57,7 @@ def _norm(weights: Weights, name: str, kind: str, config: ModelConfig, x: Array,
         centred = row - row.mean() if kind in ("layernorm", "static") else row
         inverse = 1.0 / math.sqrt((centred**2).mean() + config.norm_eps)
         if kind in ("static", "static_rms"):
-            inverse = (1.0 - blend) * inverse + blend * float(weights[f"{name}.constant"])
+            inverse = inverse ** (1.0 - blend) * float(weights[f"{name}.constant"]) ** blend
         out[position] = centred * inverse * weights[f"{name}.weight"]
         if kind in ("layernorm", "static"):
             out[position] += weights[f"{name}.bias"]
