@@ -50,6 +50,7 @@ class HelperServer(Server):
             return hello.session, known.plan
         if hello.plan is None or hello.client is None:
             raise AeroError("The model's owner announces a session with its plan and its client.")
+        await self.settle(self.settings.max_sessions)
         self._check(hello.plan, hello.client, hello.session)
         self._announced[hello.session] = _Announced(hello.plan, hello.client)
         job = PartyJob(

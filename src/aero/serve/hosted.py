@@ -65,6 +65,12 @@ class Hosted:
         self._processes: Processes | None = None
         self._changed = asyncio.get_running_loop().time()
         self._lost: list[LostPartyError] = []
+        self._ended = False
+
+    @property
+    def over(self) -> bool:
+        """Whether the session has ended or failed and is only being taken down, which takes some seconds."""
+        return self._ended or self._failure.done()
 
     def add(self, link: Link) -> None:
         """The connection to one of the others stands."""
@@ -93,11 +99,13 @@ class Hosted:
             self._tasks.append(watching)
             await self._conduct()
         except AeroError as error:
+            self._ended = True
             reason = await self._first_cause(error)
             # Whoever waits hears it now; ending everything takes some seconds more.
             self._heard({"kind": "failed", "message": str(reason)})
             raise reason from None
         finally:
+            self._ended = True
             await self._close(reason)
 
     async def say(self, line: dict[str, Any]) -> None:

@@ -62,6 +62,7 @@ class ModelServer(Server):
         if hello.role != "client" or hello.session is not None or hello.plan is not None:
             raise AeroError("A client asks the model's owner for a new session.")
         settings = self.settings
+        await self.settle(min(settings.max_sessions, int(settings.memory_gib * 2**30 / self.bytes_each)))
         if len(self.sessions) >= settings.max_sessions:
             raise AeroError(
                 f"The server is full: {len(self.sessions)} of {settings.max_sessions} sessions are taken; "

@@ -26,6 +26,9 @@ from aero.serve.settings import HelperSettings, ModelSettings, address, read_as
 from aero.serve.tls import BUFFER, CONNECT_SECONDS, peer_fingerprint, server_context, set_options
 from aero.serve.tunnel import Pair
 
+SETTLING_SECONDS = 15.0
+"""How long a caller waits for the place of a session that is over."""
+
 log = logging.getLogger("aero.serve")
 
 
@@ -187,6 +190,17 @@ class Server(ABC):
     def _name(self, role: str, writer: asyncio.StreamWriter) -> str:
         host, port = writer.get_extra_info("peername")[:2]
         return f"{role} ({host}:{port})"
+
+    async def settle(self, places: int) -> None:
+        """Wait, where all ``places`` are taken, for sessions that are over to leave theirs.
+
+        A caller must not be refused by what is left of its last session.
+        """
+        deadline = asyncio.get_running_loop().time() + SETTLING_SECONDS
+        while len(self.sessions) >= places and any(each.over for each in self.sessions.values()):
+            if asyncio.get_running_loop().time() > deadline:
+                return
+            await asyncio.sleep(0.05)
 
     def begin(self, hosted: Hosted) -> None:
         """Run a session until its end, in the background."""
