@@ -14,7 +14,7 @@ import pytest
 
 from aero.errors import AeroError
 from aero.serve import frames
-from aero.serve.certificates import Certificate, load, load_folder, make
+from aero.serve.certificates import Certificate, fingerprint, load, load_folder, make
 from aero.serve.frames import BrokenLinkError, Ping
 from aero.serve.tls import client_context, close, connect, peer_fingerprint, server_context
 
@@ -207,3 +207,23 @@ def test_own_certificate_out_of_date(tmp_path: Path) -> None:
         party(tmp_path, "old", now=LONG_AGO).check(now)
     with pytest.raises(AeroError, match="check the clock"):
         party(tmp_path, "early", now=LATER).check(now)
+
+
+def test_two_clients_of_one_name_are_both_known(tmp_path: Path) -> None:
+    names = {"server": "model", "first": "client", "second": "client"}
+    made = {each: make(name, tmp_path / f"{each}.crt", tmp_path / f"{each}.key") for each, name in names.items()}
+    server = server_context(made["server"].path, tmp_path / "server.key", [made["first"], made["second"]])
+    for each in ("first", "second"):
+        client = client_context(made[each].path, tmp_path / f"{each}.key", [made["server"]])
+        pipes = ssl.MemoryBIO(), ssl.MemoryBIO()
+        ends = [
+            client.wrap_bio(pipes[0], pipes[1], server_side=False),
+            server.wrap_bio(pipes[1], pipes[0], server_side=True),
+        ]
+        for _ in range(4):
+            for end in ends:
+                with suppress(ssl.SSLWantReadError):
+                    end.do_handshake()
+        shown = ends[1].getpeercert(binary_form=True)
+        assert shown is not None
+        assert fingerprint(shown) == made[each].fingerprint

@@ -57,7 +57,14 @@ def make(
             raise AeroError(f"{path} exists and is not overwritten; choose another folder, or remove it first.")
     start = (now or datetime.datetime.now(datetime.timezone.utc)) - datetime.timedelta(minutes=5)
     private = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    # Names must differ: among trusted certificates of one name the TLS library takes the first, and refuses the others.
+    identifier = x509.SubjectKeyIdentifier.from_public_key(private.public_key())
+    subject = x509.Name(
+        [
+            x509.NameAttribute(NameOID.COMMON_NAME, name),
+            x509.NameAttribute(NameOID.SERIAL_NUMBER, identifier.digest.hex()),
+        ]
+    )
     built = (
         x509.CertificateBuilder()
         .subject_name(subject)
@@ -66,6 +73,7 @@ def make(
         .serial_number(x509.random_serial_number())
         .not_valid_before(start)
         .not_valid_after(start + datetime.timedelta(days=days))
+        .add_extension(identifier, critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(
             x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH]), critical=False
