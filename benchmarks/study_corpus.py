@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tokenizers
 import torch
 from torch import Tensor
 
 from aero.files import replaced_when_done
+from stability_corpus import encoded
 
 HELD_OUT = 0.02
 LARGE = 0.05
@@ -130,20 +130,7 @@ def _build(limit: int, vocab_size: int, cut: int) -> tuple[np.ndarray[Any, Any],
     apart = held_out_packages(sizes, cut)
     training = [text for _, package, text in sources if package not in apart]
     held_out = [text for _, package, text in sources if package in apart]
-    bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
-    bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=["<|endoftext|>"],
-        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    bpe.train_from_iterator(training[: max(1, len(training) // 5)], trainer)
-
-    def encode(texts: list[str]) -> np.ndarray[Any, Any]:
-        return np.concatenate([np.asarray([*each.ids, 0], dtype=np.int32) for each in bpe.encode_batch_fast(texts)])
-
-    tokens = encode(training), encode(held_out)
+    tokens = encoded(training, held_out, vocab_size)
     facts = Facts(
         cut=cut,
         files=len(sources),

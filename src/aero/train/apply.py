@@ -13,6 +13,7 @@ from rich.progress import Progress
 from aero.eliminate.anneal import Ramp, StaticSchedule
 from aero.eliminate.plan import Plan
 from aero.errors import AeroError
+from aero.train.folder import folder_when_done, refuse_foreign
 from aero.train.recipes import DistillSettings, Recipe
 from aero.train.text import calibration_and_held_out
 
@@ -51,10 +52,14 @@ def apply_plan(
     from aero.eliminate.remove import removed
     from aero.model import AeroConfig, AeroForCausalLM, load_pretrained
     from aero.train.tokenizer import load_tokenizer
-    from aero.train.trainer import train
+    from aero.train.trainer import TRAINING, train
 
     if not plan.steps:
         raise AeroError("The plan removes nothing: make one with another target.")
+    # The run starts from a folder, as every run does that can be resumed; its name is ours alone.
+    start = out.with_name(f".{out.name}.start")
+    if not resume:
+        refuse_foreign(out, marker=TRAINING, kind="training run", force=force)
     original = load_pretrained(model)
     decoder: Decoder = original.decoder
     plan.configure(decoder.config)
@@ -62,14 +67,13 @@ def apply_plan(
     for removal in plan.removals:
         decoder = removed(decoder, removal, calibration)
     recipe = recipe_for(decoder, steps=steps, batch=batch, learning_rate=learning_rate, distil=distil, seed=seed)
-    # The run starts from a folder, as every run does that can be resumed.
-    start = out.with_name(f"{out.name}.start")
     tokenizer = load_tokenizer(model)
     ends = {name: tokenizer.eos_token_id for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     reduced = AeroForCausalLM(AeroConfig.of(decoder.config, **ends))
     reduced.decoder.load_state_dict(decoder.state_dict())
-    reduced.save_pretrained(start)
-    tokenizer.save_pretrained(start)
+    with folder_when_done(start) as folder:
+        reduced.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
     result = train(
         recipe,
         corpus,
