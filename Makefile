@@ -33,7 +33,7 @@ types: setup ## static types
 # Every package with its version and hashes, for Python 3.10 and 3.11; torch excepted (requirements/torch.txt).
 lock: setup ## pin the dependencies anew in requirements/lock.txt
 	@$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.10 --generate-hashes --only-binary :all: \
-		--no-annotate --custom-compile-command 'make lock' --extra private --extra serve --extra dev \
+		--no-annotate --custom-compile-command 'make lock' --extra dev \
 		--excludes requirements/torch-excluded.txt --output-file requirements/lock.txt \
 		pyproject.toml requirements/torch-needs.txt requirements/setup.txt
 

@@ -31,7 +31,7 @@ def command(
     has a hand in it, and give its public key to both yourself.
     """
     if importlib.util.find_spec("gmalg") is None or importlib.util.find_spec("uvicorn") is None:
-        raise AeroError("The dealer's libraries are missing: they come with the private extra; run make setup.")
+        raise AeroError("The dealer's libraries are missing; install AERO anew, or run make setup.")
     from aero.private.dealer.serve import Tls, serve
 
     if (certificate is None) != (certificate_key is None):

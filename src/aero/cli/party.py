@@ -23,9 +23,7 @@ def need_serve() -> None:
     """Raise AeroError where the libraries of sessions between hosts are missing."""
     missing = [name for name in ("spu", "pydantic", "starlette", "prometheus_client") if find_spec(name) is None]
     if missing:
-        raise AeroError(
-            f"Sessions between hosts need {', '.join(missing)}: install the extra serve, or run make setup."
-        )
+        raise AeroError(f"Sessions between hosts need {', '.join(missing)}: install AERO anew, or run make setup.")
 
 
 @app.command()

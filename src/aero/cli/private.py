@@ -409,7 +409,7 @@ def _dealer(wanted: bool, place: str | None, key: Path | None, tls: tuple[Path |
 def _need_engine() -> None:
     if importlib.util.find_spec("spu") is None:
         raise AeroError(
-            "The secure engine spu is missing: it has wheels for Python 3.10 and 3.11; run make setup there."
+            "The secure engine spu is missing: it has wheels for Python 3.10 and 3.11; install AERO under one of them."
         )
 
 
