@@ -11,7 +11,7 @@ run has the same tokens a step. Each run stands alone in --out: NAME.json, NAME.
 NAME.state, from which it goes on after a cut. Runs that have a document are not repeated.
 
 STUDY_COMMIT in the environment names the commit where git is not there to say it.
---budget: seconds after which every run writes its state and the program ends. --parallel: runs side by side on one GPU.
+--budget: seconds until every run writes its state and the program ends. --parallel: runs side by side, on all GPUs.
 Losses compare within one corpus and cut only; the summary uses cut 0 for everything but ``stability``.
 """
 
@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import statistics
 import subprocess
 import sys
@@ -54,6 +55,12 @@ def chosen(runs: Sequence[Run], only: str | None) -> list[Run]:
         return list(runs)
     words = only.split(",")
     return [run for run in runs if run.phase in words or run.name in words]
+
+
+def open_runs(arguments: argparse.Namespace) -> list[Run]:
+    """The runs that were asked for, can be trained now and are not done, in the plan's order."""
+    runs = chosen(plan(SCALES[arguments.scale], load(arguments.out)), arguments.only)
+    return [run for run in runs if run.rate and status(run, arguments.out) in ("missing", "under way")]
 
 
 def status(run: Run, out: Path) -> str:
@@ -106,38 +113,43 @@ def work(run: Run, arguments: argparse.Namespace, until: float) -> int:
     return 0
 
 
-def side_by_side(runs: Sequence[Run], arguments: argparse.Namespace, until: float) -> int:
-    """Train every run in a process of its own, ``--parallel`` at a time. Returns how many failed."""
-    for run in {run.cut: run for run in runs}.values():
-        corpus_of(run, arguments)  # here, or every process would build it
-    waiting, failed = list(runs), 0
-    working: dict[subprocess.Popen[bytes], Run] = {}
-    while waiting or working:
-        while waiting and len(working) < arguments.parallel and time.monotonic() < until:
-            run = waiting.pop(0)
+def side_by_side(arguments: argparse.Namespace, until: float) -> int:
+    """Train every open run in a process of its own, ``--parallel`` at a time. Returns how many failed.
+
+    The runs are planned anew whenever one is to be started: the last of a search opens what comes after it. They are
+    dealt out over the GPUs that this process sees.
+    """
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
+    working: dict[int, tuple[subprocess.Popen[bytes], Run]] = {}
+    started: set[str] = set()
+    failed = 0
+    while True:
+        for slot in range(arguments.parallel):
+            waiting = [run for run in open_runs(arguments) if run.name not in started]
+            if slot in working or not waiting or time.monotonic() >= until:
+                continue
+            run = waiting[0]
+            corpus_of(run, arguments)  # here, or every process would build it
             words = ["--out", str(arguments.out), "--scale", arguments.scale, "--device", arguments.device]
-            words += [
-                "--only",
-                run.name,
-                "--save",
-                str(arguments.save),
-                "--budget",
-                str(until - time.monotonic() + SPARE),
-            ]
+            words += ["--only", run.name, "--save", str(arguments.save), "--parts", str(arguments.parts)]
+            words += ["--budget", str(until - time.monotonic() + SPARE)]
+            environment = os.environ | {"CUDA_VISIBLE_DEVICES": gpus.split(",")[slot % len(gpus.split(","))]}
             with (arguments.out / f"{run.name}.log").open("ab") as log:
                 command = [sys.executable, str(Path(__file__).resolve()), *words]
-                working[subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)] = run
+                process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+            working[slot] = process, run
+            started.add(run.name)
             print(f"{time.strftime('%H:%M:%S')} {run.name} started", flush=True)
-        if time.monotonic() >= until:
-            waiting = []
-        for process in [process for process in working if process.poll() is not None]:
-            run = working.pop(process)
-            code = process.returncode
-            word = status(run, arguments.out) if code in (0, OUT_OF_TIME) else f"failed, see {run.name}.log"
-            failed += code not in (0, OUT_OF_TIME)
-            print(f"{time.strftime('%H:%M:%S')} {run.name} {word}", flush=True)
+        if not working:
+            return failed
+        for slot, (process, run) in list(working.items()):
+            if process.poll() is not None:
+                del working[slot]
+                good = process.returncode in (0, OUT_OF_TIME)
+                word = status(run, arguments.out) if good else f"failed, see {run.name}.log"
+                failed += not good
+                print(f"{time.strftime('%H:%M:%S')} {run.name} {word}", flush=True)
         time.sleep(0.2)
-    return failed
 
 
 # --- the summary ------------------------------------------------------------------------------------------------------
@@ -227,29 +239,25 @@ def main(argv: list[str]) -> int:
     torch.set_float32_matmul_precision("high")
     arguments.out.mkdir(parents=True, exist_ok=True)
     scale = SCALES[arguments.scale]
-    while True:
-        runs = chosen(plan(scale, load(arguments.out)), arguments.only)
-        if arguments.list:
-            show(runs, scale, arguments.out)
-            return 0
-        if arguments.summary:
-            entries = summary(load(arguments.out))
-            print_summary(entries)
-            write_json(arguments.out / "summary.json", {"program": "benchmarks/study.py", "entries": entries})
-            return 0
-        if not runs:
-            parser.error(f"no run is called {arguments.only}: see --list")
-        open_runs = [run for run in runs if status(run, arguments.out) in ("missing", "under way") and run.rate]
-        if not open_runs or time.monotonic() >= until:
-            return 0
-        if arguments.parallel > 1:
-            if side_by_side(open_runs, arguments, until):
-                return 1
-        else:
-            # One at a time, and planned anew after each: the last of a search decides what comes after it.
-            code = work(open_runs[0], arguments, until)
-            if code:
-                return code
+    runs = chosen(plan(scale, load(arguments.out)), arguments.only)
+    if arguments.list:
+        show(runs, scale, arguments.out)
+        return 0
+    if arguments.summary:
+        entries = summary(load(arguments.out))
+        print_summary(entries)
+        write_json(arguments.out / "summary.json", {"program": "benchmarks/study.py", "entries": entries})
+        return 0
+    if not runs:
+        parser.error(f"no run is called {arguments.only}: see --list")
+    if arguments.parallel > 1:
+        return 1 if side_by_side(arguments, until) else 0
+    while (waiting := open_runs(arguments)) and time.monotonic() < until:
+        # Planned anew after each: the last of a search decides what comes after it.
+        code = work(waiting[0], arguments, until)
+        if code:
+            return code
+    return 0
 
 
 if __name__ == "__main__":

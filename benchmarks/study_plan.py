@@ -40,7 +40,7 @@ OTHERS = (
 BEST = (BASELINE, "static+bilinear", "static+bilinear+bounded")
 """The rows that are also trained with longer contexts and deeper."""
 STABLE = ("static+bilinear", "static+bilinear+bounded")
-RATES = (3e-4, 6e-4, 1e-3, 2e-3)
+RATES = (5e-4, 1e-3, 2e-3)
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,8 @@ def plan(scale: Scale, results: Iterable[Mapping[str, Any]]) -> list[Run]:
         return replace(usual, **changes)
 
     runs = [run("search", row, tokens=scale.search, rate=rate) for row in ROWS for rate in RATES]
-    runs += [run("main", row, seed=seed) for seed in scale.seeds for row in ROWS]
+    rest = tuple(row for row in ROWS if row not in BEST)
+    runs += [run("main", row, seed=seed) for rows in (BEST, rest) for seed in scale.seeds for row in rows]
     for index in range(10):
         row = STABLE[index % len(STABLE)]
         base = run("stability", row, seed=100 + index, cut=index // 5)

@@ -120,7 +120,9 @@ def train(
                     raise OutOfTimeError
     trained = seconds()
     annealing.apply(model, steps, steps)
-    figures = evaluate(model, config, held_out, device) if nan_step is None else {}
+    # Not compiled: the graphs would serve these few seconds only and take longer to build.
+    with torch.compiler.set_stance("force_eager"):
+        figures = evaluate(model, config, held_out, device) if nan_step is None else {}
     finite = losses[: len(losses) if nan_step is None else nan_step]
     every = max(1, steps // 100)
     document = {

@@ -17,6 +17,9 @@ from torch.utils.checkpoint import checkpoint
 BLOCK_SCORES = 2**22
 """Logits that are in memory at a time, over batch and heads: 16 MiB in float32."""
 
+GPU_BLOCKS = 32
+"""How much larger blocks are on a GPU, which small ones leave idle: 512 MiB in float32."""
+
 PENALTY_FROM = 0.6
 """The share of the bound from which a logit is penalised: the rest is the margin for text not seen in training."""
 
@@ -59,7 +62,7 @@ def logit_excess(q: Tensor, k: Tensor, *, offset: Tensor | None, bound: float) -
     stray far, which an average over queries hardly sees, and one of which is enough to spoil an answer.
     """
     penalty, largest = q.new_zeros((), dtype=torch.promote_types(q.dtype, torch.float32)), None
-    for rows, seen, first in causal_blocks(q, k, BLOCK_SCORES):
+    for rows, seen, first in causal_blocks(q, k, BLOCK_SCORES * (GPU_BLOCKS if q.is_cuda else 1)):
         part = (q[:, :, rows], k[:, :, seen], offset, PENALTY_FROM * bound, first)
         if torch.is_grad_enabled():
             excess, top = checkpoint(_excess, *part, use_reentrant=False, preserve_rng_state=False)

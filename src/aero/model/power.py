@@ -16,6 +16,9 @@ from aero.model.logits import causal_blocks, causal_scores
 WHOLE_SCORES = 2**25
 """Scores, over batch and heads, up to which they are kept for the backward pass; beyond, blocks are computed again."""
 
+GPU_WHOLE = 4
+"""How many times as many scores a GPU keeps: 512 MiB in float32, for each tensor that the backward pass reads."""
+
 
 def power_attention(
     q: Tensor, k: Tensor, v: Tensor, *, offset: Tensor, power: int, with_entropy: bool = False
@@ -26,10 +29,11 @@ def power_attention(
     Returns out [B, H, Tq, D] in v's dtype and, if asked for, the entropy of the attention weights [B, H, Tq] in nats,
     in float32 or wider.
     """
-    if q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2] <= WHOLE_SCORES:
+    whole = WHOLE_SCORES * (GPU_WHOLE if q.is_cuda else 1)
+    if q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2] <= whole:
         return _attend(q, k, v, offset, power, with_entropy, k.shape[2] - q.shape[2])
     outs, entropies = [], []
-    for rows, seen, first in causal_blocks(q, k, WHOLE_SCORES):
+    for rows, seen, first in causal_blocks(q, k, whole):
         part = (q[:, :, rows], k[:, :, seen], v[:, :, seen], offset, power, with_entropy, first)
         if torch.is_grad_enabled():
             out, entropy = checkpoint(_attend, *part, use_reentrant=False, preserve_rng_state=False)
