@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -35,12 +36,20 @@ def make_tokenizer(folder: Path) -> None:
 
 
 class Deployment:
-    """Three parties in three folders, on ports of their own; ``start`` runs a server of one as a process."""
+    """Three parties in three folders, on ports of their own; ``start`` runs a server of one as a process.
+
+    environment: of all processes, beside the test's own. before: by role, what comes before its command line.
+    temporary: where all processes put temporary files.
+    """
 
     def __init__(self, home: Path) -> None:
         self.home = home
         self.ports = dict(zip(("model", "helper"), free_ports(2), strict=True))
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.environment: dict[str, str] = {}
+        self.before: dict[str, tuple[str, ...]] = {}
+        self.temporary = home / "temporary"
+        self.temporary.mkdir()
         for role in ("model", "helper", "client"):
             create(
                 role,  # type: ignore[arg-type]
@@ -80,10 +89,11 @@ class Deployment:
         """Run ``aero`` with the arguments, as the role's process, with its log in a file."""
         with (self.home / f"{role}.log").open("ab") as log:
             process = subprocess.Popen(
-                [*AERO, *arguments],
+                [*self.before.get(role, ()), *AERO, *arguments],
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
+                env=self._environment(),
             )
         self.processes[role] = process
         return process
@@ -114,7 +124,11 @@ class Deployment:
             timeout=timeout,
             check=False,
             stdin=subprocess.DEVNULL,
+            env=self._environment(),
         )
+
+    def _environment(self) -> dict[str, str]:
+        return {**os.environ, "TMPDIR": str(self.temporary), **self.environment}
 
     def offer(self) -> int:
         """Start the client's endpoint on a free port and wait until it has a session; the port."""

@@ -29,6 +29,16 @@ def emit(event: Event) -> None:
         print(json.dumps(event), flush=True)
 
 
+def no_room(folder: str, who: str) -> str | None:
+    """What to tell people if nothing can be written in the party's folder; the engine drops its log there in silence."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(4096))
+    except OSError as error:
+        return f"{who[0].upper()}{who[1:]} cannot write its temporary files: {error.strerror}; make room there."
+    return None
+
+
 def main() -> None:
     """Run the job on standard input; exit code 0, or 2 with an ``error`` event."""
     # A core dump would hold shares and weights.
@@ -78,6 +88,7 @@ def main() -> None:
         who = "" if session is None else f" of party {session.role}"
         dealer = None if session is None else session.dealer
         message = None if dealer is None else dealer.blamed(error, at)
+        message = message or no_room(folder, who.removeprefix(" of ") or "a party")
         message = message or f"The engine{who} failed at {at} ({type(error).__name__}); run it again."
         emit({"kind": "error", "message": message})
         leave(2)

@@ -26,7 +26,10 @@ class PartyGoneError(AeroError):
 
 
 class Processes:
-    """One process a job, each with a folder of its own that goes with it."""
+    """One process a job, each with a folder of its own that goes with it.
+
+    Raises AeroError if this machine has no room for the folder or the process.
+    """
 
     def __init__(self, jobs: Sequence[PartyJob]) -> None:
         self.jobs = list(jobs)
@@ -34,11 +37,16 @@ class Processes:
         self._events: queue.Queue[tuple[int, Event | None]] = queue.Queue()
         self._processes: list[subprocess.Popen[str]] = []
         self._readers: list[threading.Thread] = []
-        self._folders = [tempfile.mkdtemp(prefix="aero-party-") for _ in jobs]
+        self._folders: list[str] = []
         self._done: set[int] = set()
         try:
             for index, job in enumerate(self.jobs):
+                self._folders.append(tempfile.mkdtemp(prefix="aero-party-"))
                 self._start(index, replace(job, folder=self._folders[index], model=_absolute(job.model)))
+        except OSError as error:
+            self.stop()
+            role = self.protocol.roles[self.jobs[len(self._processes)].rank]
+            raise AeroError(f"Party {role} cannot be started on its host: {error.strerror or error}.") from None
         except BaseException:
             self.stop()
             raise

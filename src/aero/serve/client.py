@@ -13,8 +13,8 @@ from aero.serve import handshake
 from aero.serve.certificates import load
 from aero.serve.dealing import dealer_access
 from aero.serve.frames import End, Plan
-from aero.serve.hosted import Hosted
-from aero.serve.link import Link
+from aero.serve.hosted import CAUSE_SECONDS, Hosted
+from aero.serve.link import Link, LostPartyError
 from aero.serve.settings import ClientSettings, Peer, address, read_as
 from aero.serve.tls import client_context, close, connect
 from aero.serve.tunnel import Pair
@@ -58,10 +58,11 @@ class PrivateClient:
             session = await self._meet(settings.model, "The model's server", MODEL, None)
             if settings.helper is not None:
                 await self._meet(settings.helper, "The helper", HELPER, session)
-        except AeroError:
+        except AeroError as error:
+            first = await self._ended_meanwhile() or error
             for link in self._links:
                 await link.close(_ABANDONED, grace=0.0)
-            raise
+            raise first from None
         plan = self.plan
         assert plan is not None
         job = PartyJob(
@@ -168,6 +169,17 @@ class PrivateClient:
         role = protocol_named(settings.protocol).roles[rank]
         self._links.append(Link(rank, f"{role} ({peer.address})", met, pair, call))
         return met
+
+    async def _ended_meanwhile(self) -> AeroError | None:
+        """Why the model's server has ended the session, if it did: others then only say that there is none."""
+        for link in self._links:
+            try:
+                await asyncio.wait_for(link.run(lambda: None), CAUSE_SECONDS)
+            except LostPartyError as error:
+                return error
+            except asyncio.TimeoutError:
+                continue
+        return None
 
     def _check(self, plan: Plan) -> None:
         settings = self.settings

@@ -58,6 +58,8 @@ def start_log() -> None:
         logger.handlers = [handler]
         logger.propagate = False
         logger.setLevel(logging.INFO if name == "aero.serve" else logging.ERROR)
+    # A line that cannot be written, on a full disk say, is lost; a traceback of that must not follow it.
+    logging.raiseExceptions = False
 
 
 async def serve(server: Server) -> None:

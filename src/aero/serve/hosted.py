@@ -18,6 +18,7 @@ import psutil
 from aero.errors import AeroError
 from aero.private.messages import Address, Event, PartyJob
 from aero.private.processes import PartyGoneError, Processes
+from aero.private.protocols import protocol_named
 from aero.private.watch import free_ports
 from aero.serve.frames import Draining, End
 from aero.serve.link import Link, LostPartyError
@@ -102,6 +103,12 @@ class Hosted:
             self._ended = True
             reason = await self._first_cause(error)
             # Whoever waits hears it now; ending everything takes some seconds more.
+            self._heard({"kind": "failed", "message": str(reason)})
+            raise reason from None
+        except Exception as error:
+            # Whatever it is (no ports, no file handles), the others must not take it for an end in order.
+            role = protocol_named(self.job.protocol).roles[self.job.rank]
+            reason = LostPartyError(f"Party {role} failed on its host ({type(error).__name__}).", own=True)
             self._heard({"kind": "failed", "message": str(reason)})
             raise reason from None
         finally:
