@@ -18,17 +18,21 @@ _CIPHER = 33
 
 def estimate(config: ModelConfig, protocol: Protocol, rows: int, embedding: EmbeddingMode) -> int:
     """Bytes that all parties on one machine need at their peak, for a prefill of ``rows`` tokens."""
+    # The owner folds in double precision and then gives the matrices away one by one.
+    owner = TORCH + 12 * count_parameters(config, tables=True)
+    return owner + estimate_party(config, protocol, rows, embedding) * len(protocol.roles)
+
+
+def estimate_party(config: ModelConfig, protocol: Protocol, rows: int, embedding: EmbeddingMode) -> int:
+    """Bytes that one party needs at its peak, the model's owner where its folded weights lie in memory already."""
     parameters = count_parameters(config, tables=embedding == "private")
     shares = parameters * (4 if protocol.weights == "owned" else protocol.share_bytes)
     # Scores, exponent and their temporaries; hidden activations; one-hot rows.
     numbers = 8 * config.heads * rows * rows + 8 * rows * (config.ffn_width + 4 * config.width)
     numbers += 2 * rows * config.vocab_size if embedding == "private" else 0
-    each = PROCESS + shares + numbers * protocol.share_bytes
-    # The owner folds in double precision and then gives the matrices away one by one.
-    owner = TORCH + 12 * count_parameters(config, tables=True)
-    total = each * len(protocol.roles) + owner
+    total = PROCESS + shares + numbers * protocol.share_bytes
     if protocol.weights == "owned" and embedding == "private":
-        total += _CIPHER * rows * config.vocab_size * config.width
+        total += _CIPHER * rows * config.vocab_size * config.width // len(protocol.roles)
     return total
 
 

@@ -47,6 +47,7 @@ class PartyJob:
 
     parties: addresses in rank order. rank: this party's. wait_seconds: how long to wait for the others to show up.
     model: the model owner's folder or SHAPE:ROW; weight_seed draws the weights of a SHAPE:ROW. None elsewhere.
+    held: descriptor, which the process inherits, of memory that holds the folded model; ``model`` is then not read.
     gelu: how GELU is computed; the model owner's choice counts, and it tells the others. Public.
     prefix: tokens that the model owner puts before every prompt. Public: the owner tells the others.
     dealer: the dealer of a protocol that has one.
@@ -62,6 +63,7 @@ class PartyJob:
     gelu: GeluForm = "polynomial"
     model: str | None = None
     weight_seed: int = 0
+    held: int | None = None
     prefix: tuple[int, ...] = ()
     dealer: DealerAccess | None = None
     folder: str | None = None

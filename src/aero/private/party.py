@@ -30,7 +30,7 @@ def emit(event: Event) -> None:
 
 
 def no_room(folder: str, who: str) -> str | None:
-    """What to tell people if nothing can be written in the party's folder; the engine drops its log there in silence."""
+    """What to tell people if the folder takes no more; the engine then drops its log in silence."""
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(bytes(4096))

@@ -42,7 +42,7 @@ class Processes:
         try:
             for index, job in enumerate(self.jobs):
                 self._folders.append(tempfile.mkdtemp(prefix="aero-party-"))
-                self._start(index, replace(job, folder=self._folders[index], model=_absolute(job.model)))
+                self._start(index, replace(job, folder=self._folders[index], model=absolute(job.model)))
         except OSError as error:
             self.stop()
             role = self.protocol.roles[self.jobs[len(self._processes)].rank]
@@ -65,6 +65,7 @@ class Processes:
             stderr=subprocess.DEVNULL,  # libraries' warnings; what matters comes as an event
             text=True,
             env=environment,
+            pass_fds=() if job.held is None else (job.held,),
         )
         self._processes.append(process)
         self._say(process, job.to_json())
@@ -156,6 +157,6 @@ class Processes:
         return f"Party {role} {how}{hint}."
 
 
-def _absolute(model: str | None) -> str | None:
-    # A party leaves the folder that it was started in.
+def absolute(model: str | None) -> str | None:
+    """``model`` as a process finds it that leaves the folder it was started in."""
     return model if model is None or not Path(model).exists() else str(Path(model).resolve())

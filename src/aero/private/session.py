@@ -22,6 +22,7 @@ from aero.private.blocks import Block, Blocks
 from aero.private.client import Client
 from aero.private.dealer.link import DealerLink
 from aero.private.engine import Engine
+from aero.private.held import read
 from aero.private.inbox import Inbox
 from aero.private.layout import FROM_LEFT
 from aero.private.messages import Event, PartyJob, role_of
@@ -111,6 +112,8 @@ class Session:
         self.watch.close()
 
     def _load(self) -> PrivateModel:
+        if self.job.held is not None:
+            return read(self.job.held)
         if self.job.model is None:
             raise AeroError("The model's party was given no model; name a folder or a shape.")
         # The model's own libraries are loaded by its owner alone.

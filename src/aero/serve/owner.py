@@ -9,7 +9,8 @@ from pathlib import Path
 
 from aero.eliminate.source import describe
 from aero.errors import AeroError
-from aero.private.memory import estimate
+from aero.private.held import hold
+from aero.private.memory import count_parameters, estimate_party
 from aero.private.messages import PartyJob
 from aero.private.protocols import protocol_named
 from aero.serve import handshake
@@ -28,7 +29,7 @@ HELPER = 2
 
 
 class ModelServer(Server):
-    """``model``: folder or SHAPE:ROW; ``seed`` draws the weights of the latter.
+    """``model``: folder or SHAPE:ROW; ``seed`` draws the weights of the latter. Loaded once, for all sessions.
 
     Raises AeroError if the configuration, the certificates or the model cannot be used.
     """
@@ -37,19 +38,19 @@ class ModelServer(Server):
 
     def __init__(self, model: str, path: Path, metrics: Metrics, *, seed: int = 0) -> None:
         super().__init__(path, ModelSettings, metrics)
-        self.model, self.seed = model, seed
         settings = self.settings
         self.dealer = dealer_access(settings, path.parent)
         config = describe(model)
         self.plan = handshake.plan_of(model, config, seed, settings.protocol, settings.embedding, settings.gelu)
         protocol = protocol_named(settings.protocol)
-        # One party of all; the owner's own share of the estimate is in every party's, which errs on the safe side.
-        self.bytes_each = estimate(config, protocol, config.context, settings.embedding) // len(protocol.roles)
-        if self.bytes_each > settings.memory_gib * 2**30:
+        self.bytes_each = estimate_party(config, protocol, config.context, settings.embedding)
+        self.bytes_held = 8 * count_parameters(config, tables=True)
+        if self.bytes_held + self.bytes_each > settings.memory_gib * 2**30:
             raise AeroError(
-                f"One session needs about {self.bytes_each / 2**30:.1f} GiB here and memory_gib allows "
-                f"{settings.memory_gib:g}; raise it, or serve a smaller model."
+                f"One session needs about {(self.bytes_held + self.bytes_each) / 2**30:.1f} GiB here and memory_gib "
+                f"allows {settings.memory_gib:g}; raise it, or serve a smaller model."
             )
+        self.held = hold(model, seed=seed)
 
     def others(self, settings: ModelSettings | HelperSettings) -> dict[str, Certificate]:
         """The helper."""
@@ -62,13 +63,14 @@ class ModelServer(Server):
         if hello.role != "client" or hello.session is not None or hello.plan is not None:
             raise AeroError("A client asks the model's owner for a new session.")
         settings = self.settings
-        await self.settle(min(settings.max_sessions, int(settings.memory_gib * 2**30 / self.bytes_each)))
+        fitting = int((settings.memory_gib * 2**30 - self.bytes_held) / self.bytes_each)
+        await self.settle(min(settings.max_sessions, fitting))
         if len(self.sessions) >= settings.max_sessions:
             raise AeroError(
                 f"The server is full: {len(self.sessions)} of {settings.max_sessions} sessions are taken; "
                 "try again later."
             )
-        if (len(self.sessions) + 1) * self.bytes_each > settings.memory_gib * 2**30:
+        if len(self.sessions) >= fitting:
             raise AeroError(
                 f"The server is full: another session needs {self.bytes_each / 2**30:.1f} GiB of the "
                 f"{settings.memory_gib:g} GiB that sessions may use; try again later."
@@ -81,8 +83,7 @@ class ModelServer(Server):
             wait_seconds=settings.wait_seconds,
             embedding=self.plan.embedding,
             gelu=self.plan.gelu,
-            model=self.model,
-            weight_seed=self.seed,
+            held=self.held,
             dealer=self.dealer,
         )
         hosted = Hosted(
