@@ -133,8 +133,9 @@ class Deployment:
     def offer(self) -> int:
         """Start the client's endpoint on a free port and wait until it has a session; the port."""
         port = free_ports(1)[0]
+        before = self.log("client").count('"endpoint"') if "client" in self.processes else 0
         self.start("client", "endpoint", "--config", str(self.config("client")), "--port", str(port))
-        self.wait_for("client", '"endpoint"', 120.0)
+        self.wait_for("client", '"endpoint"', 120.0, before + 1)
         return port
 
     def party(self, role: str) -> int:
