@@ -19,6 +19,7 @@ from aero.cli import (
     estimate,
     party,
     private,
+    report,
     serve,
     train,
 )
@@ -48,6 +49,7 @@ root.add_typer(private.app, name="private")
 private.app.command("emulate")(emulate.emulate)
 private.app.command("estimate")(estimate.command)
 root.command("demo")(demo.command)
+root.command("report")(report.command)
 root.command("serve")(serve.command)
 root.command("ask")(ask.ask)
 root.command("chat")(ask.chat)

@@ -30,7 +30,7 @@ def check_report(value: Any, where: str = "the report") -> Report:
         raise AeroError(
             f"{where} has schema {value['schema']!r} and this version reads {SCHEMA}: use the AERO that wrote it."
         )
-    problem = _mismatch(value, Report, "")
+    problem = mismatch(value, Report, "")
     if problem is None and not value["models"]:
         problem = "models is empty"
     if problem is not None:
@@ -38,18 +38,18 @@ def check_report(value: Any, where: str = "the report") -> Report:
     return cast(Report, value)
 
 
-def _mismatch(value: Any, expected: Any, name: str) -> str | None:
+def mismatch(value: Any, expected: Any, name: str) -> str | None:
     """What is wrong with ``value``, by field name; never the value itself, which may be a secret."""
     origin = get_origin(expected)
     if expected is Any:
         return None
     if is_typeddict(expected):
-        return _mismatch_fields(value, expected, name)
+        return _fields_mismatch(value, expected, name)
     if origin in (Union, types.UnionType):
-        problems = [_mismatch(value, choice, name) for choice in get_args(expected)]
+        problems = [mismatch(value, choice, name) for choice in get_args(expected)]
         return None if None in problems else problems[0]
     if origin in (list, tuple):
-        return _mismatch_items(value, expected, name)
+        return _items_mismatch(value, expected, name)
     if origin is dict:
         return None if isinstance(value, dict) else f"{name} should be an object"
     if expected is float:
@@ -61,7 +61,7 @@ def _mismatch(value: Any, expected: Any, name: str) -> str | None:
     return None if fits else f"{name} should be {expected.__name__}"
 
 
-def _mismatch_fields(value: Any, expected: Any, name: str) -> str | None:
+def _fields_mismatch(value: Any, expected: Any, name: str) -> str | None:
     if not isinstance(value, dict):
         return f"{name} should be an object"
     prefix = f"{name}." if name else ""
@@ -69,11 +69,11 @@ def _mismatch_fields(value: Any, expected: Any, name: str) -> str | None:
     if missing:
         return f"{prefix}{missing[0]} is missing"
     hints = get_type_hints(expected)
-    problems = (_mismatch(value[key], hint, prefix + key) for key, hint in hints.items() if key in value)
+    problems = (mismatch(value[key], hint, prefix + key) for key, hint in hints.items() if key in value)
     return next((problem for problem in problems if problem is not None), None)
 
 
-def _mismatch_items(value: Any, expected: Any, name: str) -> str | None:
+def _items_mismatch(value: Any, expected: Any, name: str) -> str | None:
     """Lists, and tuples of fixed length: JSON knows lists only, a report that was never a file may hold either."""
     if not isinstance(value, (list, tuple)):
         return f"{name} should be a list"
@@ -83,6 +83,6 @@ def _mismatch_items(value: Any, expected: Any, name: str) -> str | None:
     elif len(value) != len(kinds):
         return f"{name} should have {len(kinds)} entries"
     problems = (
-        _mismatch(item, kind, f"{name}[{index}]") for index, (item, kind) in enumerate(zip(value, kinds, strict=True))
+        mismatch(item, kind, f"{name}[{index}]") for index, (item, kind) in enumerate(zip(value, kinds, strict=True))
     )
     return next((problem for problem in problems if problem is not None), None)

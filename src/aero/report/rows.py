@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any
@@ -47,10 +47,10 @@ class Grid:
     sections: list[Section]
 
 
-def by_operator(account: Account) -> list[OperatorSum]:
-    """The account's operators summed over layers, most bytes first; ``OUTSIDE`` last, where the total holds more."""
+def summed(operators: Sequence[Mapping[str, Any]]) -> list[OperatorSum]:
+    """Operators summed over layers, most bytes first."""
     sums: dict[str, OperatorSum] = {}
-    for cost in account["operators"]:
+    for cost in operators:
         old = sums.get(cost["operator"], OperatorSum(cost["operator"], 0, 0, 0.0))
         sums[cost["operator"]] = OperatorSum(
             old.operator,
@@ -58,7 +58,12 @@ def by_operator(account: Account) -> list[OperatorSum]:
             old.rounds + cost["rounds"],
             old.seconds + cost["seconds"],
         )
-    rows = sorted(sums.values(), key=lambda row: (-row.bytes, row.operator))
+    return sorted(sums.values(), key=lambda row: (-row.bytes, row.operator))
+
+
+def by_operator(account: Account) -> list[OperatorSum]:
+    """The account's operators summed over layers, most bytes first; ``OUTSIDE`` last, where the total holds more."""
+    rows = summed(account["operators"])
     rest = OperatorSum(
         OUTSIDE,
         max(0, account["total_bytes"] - sum(row.bytes for row in rows)),
