@@ -21,6 +21,7 @@ FeedForward = Literal[
     "relu",
     "leaky",  # ReLU with a learnable negative slope
     "square",  # (W_in x)^2
+    "quad",  # h^2/8 + h/4 + 1/2 of h = W_in x, in GELU's place (arXiv 2211.01452)
     "silu_gated",  # W_out (silu(W_gate x) * W_in x), LLaMA's
     "bilinear",  # W_out (W_gate x * W_in x)
     "linear",  # W_out W_in x: two linears kept in training
@@ -31,7 +32,7 @@ FeedForward = Literal[
 AttentionKind = Literal[
     "softmax",  # exp(s) / sum, s the scaled logits of the causal triangle
     "bounded",  # the same, trained so that |s| <= logit_bound: privately, no row maximum is needed
-    "power",  # ((s + c)^p + POWER_FLOOR) / sum, c learned for each head
+    "power",  # ((s + c)^p + POWER_FLOOR) / sum, c learned for each head or fixed
 ]
 
 POWER_FLOOR = 2.0**-6
@@ -64,6 +65,13 @@ class LayerConfig:
     logit_bound: with ``bounded`` attention every scaled logit s of the causal triangle stays within +-logit_bound, with
         ``power`` attention every s + c does; a penalty in training sees to it. Unused with ``softmax``.
     power: the exponent p of power attention, 2 or 4: even, so that no weight is negative. Unused otherwise.
+    power_offset: c of power attention, the same for all heads; None learns one for each, from p on.
+    shaped: alpha I + beta A - gamma C in the place of the attention matrix A, where C is the causal average and alpha,
+        beta and gamma are learned for each head (Shaped Attention, arXiv 2311.01906). There is no output projection:
+        every head writes to its own channels.
+    value_projection: False reads a head's values from its own channels as they are; in shaped layers only.
+    attention_skip: False leaves the residual connection around attention out (arXiv 2311.01906); in a parallel layer
+        that is the only one.
     uniform_heads: heads, in rising order, whose attention is the causal average, whatever ``attention`` is; they have
         no queries and keys. With grouped queries all heads of a key/value head are uniform or none is.
     """
@@ -78,6 +86,10 @@ class LayerConfig:
     attention: AttentionKind = "softmax"
     logit_bound: float = 8.0
     power: int = 2
+    power_offset: float | None = None
+    shaped: bool = False
+    value_projection: bool = True
+    attention_skip: bool = True
     uniform_heads: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
@@ -100,6 +112,12 @@ class LayerConfig:
         if any(not isinstance(head, int) or head < 0 for head in uniform) or sorted(set(uniform)) != list(uniform):
             raise ValueError(f"uniform_heads must be distinct head numbers in rising order, not {uniform}")
         object.__setattr__(self, "uniform_heads", uniform)
+        if self.power_offset is not None and not abs(self.power_offset) < self.logit_bound:
+            raise ValueError(f"power_offset {self.power_offset} leaves no logit within logit_bound {self.logit_bound}")
+        if self.shaped and uniform:
+            raise ValueError("a shaped layer has no uniform heads: its heads are in part causal averages already")
+        if not (self.shaped or self.value_projection):
+            raise ValueError("only a shaped layer does without a value projection")
 
     @property
     def bounds_logits(self) -> bool:
@@ -167,6 +185,8 @@ class ModelConfig:
         if self.heads % self.kv_heads:
             raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
         group = self.heads // self.kv_heads
+        if any(layer.shaped for layer in layers) and (group > 1 or self.heads * self.head_size != self.width):
+            raise ValueError("shaped layers need a key/value head for every head, and width = heads * head_size")
         for index, layer in enumerate(layers):
             chosen = set(layer.uniform_heads)
             if chosen and max(chosen) >= self.heads:
@@ -292,6 +312,10 @@ SHAPES: dict[str, Callable[[], ModelConfig]] = {
 
 # --- the rows of the papers' architecture table, and ours -------------------------------------------------------------
 
+_TWO_QUAD: dict[str, Any] = {"attention": "power", "power_offset": 5.0, "logit_bound": 32.0}
+"""2Quad of MPCFormer (arXiv 2211.01452) and SecFormer (arXiv 2401.00793), beside the floor of power attention. They
+bound nothing: the bound is wide, so that training rarely meets it."""
+
 _PUBLISHED: dict[str, dict[str, Any]] = {
     "SM+LN+G": {"norm": True, "feedforward": "gelu_tanh"},
     "SM+LN+R": {"norm": True, "feedforward": "relu"},
@@ -303,7 +327,13 @@ _PUBLISHED: dict[str, dict[str, Any]] = {
     "SM+ScFFN": {"norm": False, "feedforward": "linear", "scaled": True},
     "SM+ScFuFFN": {"norm": False, "feedforward": "fused", "scaled": True},
     "SM(t)+ScFuFFN": {"norm": False, "feedforward": "fused", "scaled": True, "temperature": True},
+    "SM+WNorm": {"norm": False, "feedforward": "linear", "weight_norm": ("ffn",)},
+    "SM+SNorm": {"norm": False, "feedforward": "linear", "spectral_norm": ("ffn",)},
+    "2Quad+LN+G": {"norm": True, "feedforward": "gelu_tanh", **_TWO_QUAD},
+    "2Quad+LN+Quad": {"norm": True, "feedforward": "quad", **_TWO_QUAD},
 }
+
+_SPELT_OUT = frozenset({"norm", "feedforward", "weight_norm", "spectral_norm"})
 
 _OURS: dict[str, tuple[FeedForward, AttentionKind]] = {
     "static+bilinear": ("bilinear", "softmax"),
@@ -315,11 +345,14 @@ _OURS: dict[str, tuple[FeedForward, AttentionKind]] = {
 }
 
 _PRUNED = re.compile(r"(?P<row>.+)_i(?P<count>\d+)$")
+_SIMPLIFIED = re.compile(r"SAS(?P<parallel>-P)?\((?P<row>SM.*)\)$")
 
 
 def architecture_names() -> list[str]:
-    """Every name ``architecture`` takes; rows with a fused feed-forward also take ``_i<k>``."""
-    return [*_PUBLISHED, *_OURS]
+    """The names that ``architecture`` takes; rows with a fused feed-forward also take ``_i<k>``, and SAS(...) and
+    SAS-P(...) hold any row of softmax."""
+    simplified = [f"{block}({row})" for block in ("SAS", "SAS-P") for row in ("SM+LN+G", "SM+ScFuFFN")]
+    return [*_PUBLISHED, *_OURS, *simplified]
 
 
 def architecture(
@@ -333,10 +366,13 @@ def architecture(
     """``shape`` with the nonlinearities of the row ``name``.
 
     name: a row of the papers' architecture table ("SM+LN+G" ... "SM(t)+ScFuFFN", with "_i<k>" for the k deepest
-        feed-forward branches dropped) or one of ours ("static+bilinear", ...).
+        feed-forward branches dropped), one of ours ("static+bilinear", ...), or a baseline: 2Quad, weight ("WNorm") or
+        spectral norm ("SNorm") on feed-forward linears, and "SAS(ROW)" or, parallel, "SAS-P(ROW)", a row of softmax in
+        He and Hofmann's simplified blocks (arXiv 2311.01906). Those have scaled branches, no projections but layer 0's
+        values, and no skip around attention; without norms they keep layer 0's first, as their code does.
     shape: a ModelConfig or the name of one of ``SHAPES``. Its own kind of norm (LayerNorm or RMSNorm) is what "LN"
         means, and a gated shape keeps its gate where the row keeps an activation "G".
-    weight_norm, spectral_norm: linears that carry weight or spectral normalisation.
+    weight_norm, spectral_norm: linears that carry weight or spectral normalisation, beside what the row says.
     final_norm: keep (True) or remove (False) the norm before the vocabulary projection. None keeps the shape's own norm
         in the published rows, as the authors' released code does, and makes it static in ours.
     Raises ValueError for an unknown name.
@@ -345,8 +381,9 @@ def architecture(
     rms = base.final_norm in ("rmsnorm", "static_rms")
     kept: Norm = "rmsnorm" if rms else "layernorm"
     dropped = 0
-    row = name
-    match = _PRUNED.match(name)
+    simplified = _SIMPLIFIED.match(name)
+    row = simplified["row"] if simplified else name
+    match = _PRUNED.match(row)
     if match:
         row, dropped = match["row"], int(match["count"])
         if not row.endswith("ScFuFFN"):
@@ -363,10 +400,9 @@ def architecture(
             attention_norm=norm,
             feedforward_norm=norm,
             feedforward=ffn,
-            temperature=choice.get("temperature", False),
-            scaled=choice.get("scaled", False),
-            weight_norm=weight_norm,
-            spectral_norm=spectral_norm,
+            weight_norm=(*weight_norm, *choice.get("weight_norm", ())),
+            spectral_norm=(*spectral_norm, *choice.get("spectral_norm", ())),
+            **{key: value for key, value in choice.items() if key not in _SPELT_OUT},
         )
         last: Norm = "none" if final_norm is False else kept
     elif row in _OURS:
@@ -383,9 +419,14 @@ def architecture(
         last = kept if final_norm else "none" if final_norm is False else norm
     else:
         raise ValueError(f"unknown architecture {name!r}: choose one of {', '.join(architecture_names())}")
+    if simplified:
+        layer = replace(layer, scaled=True, shaped=True, value_projection=False, attention_skip=False)
+        base = replace(base, kv_heads=base.heads, parallel=bool(simplified["parallel"]), alpha_init=10.0)
     layers = [layer] * base.depth
+    if simplified:
+        layers[0] = replace(layer, attention_norm=kept, value_projection=True)
     for index in range(base.depth - dropped, base.depth):
-        layers[index] = replace(layer, feedforward="dropped", feedforward_norm="none", scaled=False)
+        layers[index] = replace(layers[index], feedforward="dropped", feedforward_norm="none", scaled=False)
     width = base.ffn_width
     if layer.feedforward == "bilinear" and base.layers[0].feedforward not in GATED:
         width = 2 * base.ffn_width // 3  # three matrices instead of two: the same number of parameters

@@ -20,7 +20,8 @@ from aero.private.protocols import Together
 
 ROWS = [
     "SM+LN+G", "SM+LN+R", "SM+L", "SM(t)+ScFuFFN", "static+bilinear", "static+square", "SM+ScFuFFN_i1",
-    "static+bilinear+bounded", "static+bilinear+power",
+    "static+bilinear+bounded", "static+bilinear+power", "2Quad+LN+Quad", "SAS(SM+LN+G)", "SAS-P(SM+LN+G)",
+    "SAS-P(SM+ScFuFFN_i1)",
 ]  # fmt: skip
 
 
@@ -28,7 +29,16 @@ ROWS = [
 @pytest.mark.parametrize("row", ROWS)
 @pytest.mark.parametrize("shape", ["gpt2-tiny", "llama-tiny"])
 def test_prefill_and_cached_tokens_give_the_models_logits(shape: str, row: str, one_hot: bool) -> None:
-    model = fold(disturbed(small(architecture(row, shape)), seed=3))
+    follow(small(architecture(row, shape)), one_hot)
+
+
+@pytest.mark.parametrize("row", ["SM+LN+G", "SM", "static+bilinear", "SM+ScFuFFN_i1"])
+def test_parallel_layers(row: str) -> None:
+    follow(replace(small(architecture(row, "gpt2-tiny")), parallel=True), True)
+
+
+def follow(config: ModelConfig, one_hot: bool) -> None:
+    model = fold(disturbed(config, seed=3))
     tokens = np.random.default_rng(0).integers(0, model.config.vocab_size, 14)
     expected = plain.logits(model, tokens)
     program = Program(model.config, model.rotation, one_hot=one_hot)
@@ -49,6 +59,8 @@ def test_prefill_and_cached_tokens_give_the_models_logits(shape: str, row: str, 
 
 def attending(shape: str, **choices: Any) -> ModelConfig:
     base = small(architecture("static+bilinear", shape))
+    if choices.get("shaped"):
+        base = replace(base, kv_heads=base.heads)
     return base.with_layers(lambda layer: replace(layer, **choices))
 
 
@@ -62,6 +74,10 @@ KINDS = [
     ({"attention": "bounded", "uniform_heads": (2, 3), "temperature": True}, (2, 1)),
     ({"uniform_heads": (0, 1)}, (1, 1)),
     ({"uniform_heads": (0, 1, 2, 3)}, (1, 1)),
+    ({"attention": "power", "power_offset": 5.0, "logit_bound": 32.0}, (1, 1)),
+    ({"attention_skip": False}, (1, 1)),
+    ({"shaped": True, "attention": "bounded"}, (2, 1)),
+    ({"shaped": True, "value_projection": False, "attention": "power"}, (1, 1)),
 ]  # fmt: skip
 
 

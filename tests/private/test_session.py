@@ -52,7 +52,11 @@ def test_a_private_answer_is_the_plaintext_answer(protocol: str) -> None:
         assert 0 <= system - counted <= FRAMING * messages + 64 * 1024
 
 
-@pytest.mark.parametrize("model", ["gpt2-tiny:SM+LN+G", "llama-tiny", "llama-tiny:static+bilinear"])
+BASELINES = ["gpt2-tiny:2Quad+LN+Quad", "gpt2-tiny:SAS(SM+LN+G)", "gpt2-tiny:SAS-P(SM+ScFuFFN)"]
+"""Published forms that the others are compared with."""
+
+
+@pytest.mark.parametrize("model", ["gpt2-tiny:SM+LN+G", "llama-tiny", "llama-tiny:static+bilinear", *BASELINES])
 def test_both_families_with_and_without_nonlinearities(model: str) -> None:
     result = answer("aby3", model)
     expected = exact(model, result.answer)

@@ -35,7 +35,7 @@ def decoder_logits(
             own, config, layer, _norm(own, "attention_norm", layer.attention_norm, config, stream, blend)
         )
         entropies.append(entropy)
-        after = stream + attended
+        after = stream + attended if layer.attention_skip else attended
         out = after * (own["beta"] if layer.scaled else 1.0)
         if layer.feedforward != "dropped":
             read = stream if config.parallel else after
@@ -82,7 +82,7 @@ def _turn(row: Array, position: int, config: ModelConfig) -> Array:
 
 def _attention(weights: Weights, config: ModelConfig, layer: LayerConfig, x: Array) -> tuple[Array, Array]:
     length, size = len(x), config.head_size
-    v = _linear(weights, "attention.v", x)
+    v = _linear(weights, "attention.v", x) if layer.value_projection else x
     averaged = len(layer.uniform_heads)
     if averaged < config.heads:
         q, k = (_linear(weights, f"attention.{name}", x) for name in "qk")
@@ -109,13 +109,20 @@ def _attention(weights: Weights, config: ModelConfig, layer: LayerConfig, x: Arr
             if "attention.temperature" in weights:
                 scores = scores / weights["attention.temperature"][place, i]
             if layer.attention == "power":
-                shares = (scores + weights["attention.power_offset"][place]) ** layer.power + 1 / 64
+                fixed = layer.power_offset
+                offset = weights["attention.power_offset"][place] if fixed is None else fixed
+                shares = (scores + offset) ** layer.power + 1 / 64
             else:
                 shares = np.exp(scores - scores.max())
             shares = shares / shares.sum()
-            joined[i, head * size : (head + 1) * size] = shares @ values[: i + 1]
+            row = shares
+            if layer.shaped:
+                identity, attention, centre = weights["attention.gains"][:, head]
+                row = attention * shares - centre * np.full(i + 1, 1 / (i + 1))
+                row[i] += identity
+            joined[i, head * size : (head + 1) * size] = row @ values[: i + 1]
             entropy[head, i] = -sum(share * math.log(share) for share in shares if share > 0)
-    return _linear(weights, "attention.o", joined), entropy
+    return joined if layer.shaped else _linear(weights, "attention.o", joined), entropy
 
 
 def _feedforward(weights: Weights, layer: LayerConfig, x: Array) -> Array:
@@ -138,4 +145,6 @@ def _feedforward(weights: Weights, layer: LayerConfig, x: Array) -> Array:
         hidden = np.where(hidden < 0, float(weights["feedforward.slope"]) * hidden, hidden)
     elif kind == "square":
         hidden = hidden**2
+    elif kind == "quad":
+        hidden = 0.125 * hidden**2 + 0.25 * hidden + 0.5
     return _linear(weights, "feedforward.output", hidden)

@@ -7,6 +7,9 @@ What disappears
 - beta: the stream is kept divided by a constant c times the product of the betas so far; readers take c, writers 1/c,
   and a LayerNorm of a scaled stream is the LayerNorm of the stream with eps / c^2.
 - A linear feed-forward behind no (or a static) norm: with its residual it is one matrix, x <- x M.
+- Gains of shaped attention, into values of which each head has three: beta v, which attention mixes, -gamma v, which is
+  averaged, and alpha v, which stays. Values that are the channels themselves are columns of the same matrix.
+- h^2/8 + h/4 + 1/2, into the square of sqrt(1/8) (h + 1) and biases.
 
 What stays: softmax, LayerNorm's and RMSNorm's 1/sigma, the activation, products of two secrets, and the learnable
 temperature where it differs between query positions (it scales rows, and a matrix mixes columns). Of power attention,
@@ -126,18 +129,29 @@ class _Folding:
             query, bias = read.into(*_matrix(attention.q))
             parts.append((query * columns, None if bias is None else bias * columns))
             parts.append(read.into(*_matrix(attention.k)))
-        value, bias = read.into(*_matrix(attention.v))
-        moved = _channels(attention.active_kv + attention.uniform_kv, size)
-        parts.append((value[:, moved], None if bias is None else bias[moved]))
+        own = (np.eye(self.config.width), None) if attention.v is None else _matrix(attention.v)
+        value, bias = read.into(*own)
+        # What follows no skip is a stream of its own, and may have a size of its own.
+        written = self.stream if choice.attention_skip else 1.0
+        if attention.gains is None:
+            moved = _channels(attention.active_kv + attention.uniform_kv, size)
+            parts.append((value[:, moved], None if bias is None else bias[moved]))
+        else:
+            alpha, beta, gamma = (np.repeat(each, size) / written for each in _array(attention.gains))
+            for columns in (beta, -gamma, alpha):
+                parts.append((value * columns, None if bias is None else bias * columns))
         self._linear(f"{prefix}.qkv", *_side_by_side(parts))
         if inverse is not None and varies:
             self.weights[f"{prefix}.inverse_temperature"] = inverse
         kind = choice.attention if attention.active else "softmax"
         if attention.power_offset is not None:
             self.weights[f"{prefix}.power_offset"] = _array(attention.power_offset)
-        out, bias = _matrix(attention.o)
-        self._write(f"{prefix}.out", out[_channels(attention.active + attention.uniform, size)], bias, self.stream)
-        feedforward_norm, branch = self._feedforward(prefix, layer)
+        elif attention.powers:
+            self.weights[f"{prefix}.power_offset"] = np.full(len(attention.active), choice.power_offset, np.float64)
+        if attention.o is not None:
+            out, bias = _matrix(attention.o)
+            self._write(f"{prefix}.out", out[_channels(attention.active + attention.uniform, size)], bias, written)
+        feedforward_norm, branch = self._feedforward(prefix, layer, written)
         self.layers.append(
             PrivateLayer(
                 attention_norm=read.norm,
@@ -148,15 +162,20 @@ class _Folding:
                 logit_bound=None if kind == "softmax" else float(choice.logit_bound),
                 power=choice.power if kind == "power" else None,
                 uniform_heads=len(attention.uniform),
+                shaped=choice.shaped,
+                attention_skip=choice.attention_skip,
             )
         )
 
-    def _feedforward(self, prefix: str, layer: Layer) -> tuple[Norm, Branch]:
+    def _feedforward(self, prefix: str, layer: Layer, written: float) -> tuple[Norm, Branch]:
+        """written: c of the stream that attention has left; in a parallel layer the branch reads the one before."""
         beta = 1.0 if layer.beta is None else layer.beta.item()
         alpha = 1.0 if layer.alpha is None else layer.alpha.item()
         if abs(beta) < 1e-6:
             raise AeroError(f"{prefix} scales its residual stream by {beta:g}, which erases it; train the model again.")
-        after = self.stream * beta
+        after = written * beta
+        if not self.config.parallel:
+            self.stream = written
         branch, kind = layer.feedforward, layer.config.feedforward
         if branch.origin is not None:
             raise AeroError(f"{prefix} still computes part of {branch.origin}; train to the end of its schedule first.")
@@ -181,13 +200,21 @@ class _Folding:
                 return "none", "matrix"
             self._write(f"{prefix}.ffn", weight, bias, alpha * after)
             return read.norm, "linear"
-        self._linear(f"{prefix}.ffn_in", *read.into(*_matrix(branch.input)))
+        into, through = read.into(*_matrix(branch.input))
+        out, out_bias = _matrix(branch.output)
+        if kind == "quad":
+            root = 0.125**0.5
+            into, through = root * into, root * (1.0 if through is None else through + 1.0) * np.ones(into.shape[1])
+            settled = 0.375 * out.sum(0)
+            out_bias = settled if out_bias is None else out_bias + settled
+            kind = "square"
+        self._linear(f"{prefix}.ffn_in", into, through)
         if kind in GATED:
             self._linear(f"{prefix}.ffn_gate", *read.into(*_matrix(branch.gate)))
         if branch.slope is not None:
             self.weights[f"{prefix}.slope"] = _array(branch.slope)
         self.stream = after
-        self._write(f"{prefix}.ffn_out", *_matrix(branch.output), alpha * after)
+        self._write(f"{prefix}.ffn_out", out, out_bias, alpha * after)
         return read.norm, cast(Branch, kind)
 
     def _read(self, name: str, norm: nn.Module) -> _Read:

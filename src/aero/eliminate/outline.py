@@ -23,7 +23,9 @@ def outline(config: ModelConfig) -> PrivateConfig:
     from aero.model.decoder import Decoder
     from aero.model.norm import set_static_blend
 
-    narrow = replace(config, vocab_size=8, width=8, head_size=_HEAD_SIZE, ffn_width=8)
+    # Shaped heads divide the stream's channels among them.
+    width = config.heads * _HEAD_SIZE if any(layer.shaped for layer in config.layers) else 8
+    narrow = replace(config, vocab_size=8, width=width, head_size=_HEAD_SIZE, ffn_width=8)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         decoder = Decoder(narrow)

@@ -32,9 +32,10 @@ def logits(model: PrivateModel, tokens: NDArray[np.int64], *, watch: Watch | Non
     for index, layer in enumerate(config.layers):
         prefix = f"layers.{index}"
         attended = _attention(model, index, _norm(model, f"{prefix}.attention_norm", layer.attention_norm, x), watch)
-        read = x if config.parallel else x + attended
+        stream = x + attended if layer.attention_skip else attended
+        read = x if config.parallel else stream
         branch = _branch(model, index, _norm(model, f"{prefix}.feedforward_norm", layer.feedforward_norm, read))
-        x = branch if layer.feedforward == "matrix" else x + attended + branch
+        x = branch if layer.feedforward == "matrix" else stream + branch
         if watch is not None:
             watch(index, "stream", x)
     return _linear(model, "head", _norm(model, "final_norm", config.final_norm, x))
@@ -64,7 +65,8 @@ def _attention(model: PrivateModel, index: int, x: Array, watch: Watch | None) -
     config, layer, length = model.config, model.config.layers[index], len(x)
     active, active_kv = config.active_heads(index)
     qkv = _linear(model, f"layers.{index}.qkv", x).reshape(length, -1, config.head_size).transpose(1, 0, 2)
-    q, k, v = np.split(qkv, [active, active + active_kv])
+    edges = np.cumsum([active, active_kv, config.value_heads(index)])
+    q, k, v, own = np.split(qkv, edges)
     if model.rotation is not None and active:
         q, k = (_rotate(each, model.rotation) for each in (q, k))
     if layer.temperature:
@@ -83,9 +85,12 @@ def _attention(model: PrivateModel, index: int, x: Array, watch: Watch | None) -
     else:
         scores = np.where(seen, scores, -np.inf)
         weights = np.exp(scores - scores.max(-1, keepdims=True))
-    averages = np.broadcast_to(seen.astype(np.float64), (layer.uniform_heads, length, length))
-    weights = np.concatenate([weights, averages])
+    averaged = config.heads if layer.shaped else layer.uniform_heads
+    weights = np.concatenate([weights, np.broadcast_to(seen.astype(np.float64), (averaged, length, length))])
     mixed = (weights / weights.sum(-1, keepdims=True)) @ np.repeat(v, group, axis=0)
+    if layer.shaped:
+        shaped: Array = mixed[: config.heads] + mixed[config.heads :] + own
+        return shaped.transpose(1, 0, 2).reshape(length, -1)
     return _linear(model, f"layers.{index}.out", mixed.transpose(1, 0, 2).reshape(length, -1))
 
 

@@ -26,12 +26,15 @@ class PrivateLayer:
     """What one layer still computes.
 
     attention: as in LayerConfig. Power attention is ((s + c)^power + POWER_FLOOR) / sum over the causal triangle, with
-        c the secret ``power_offset``, one for each head.
+        c the secret ``power_offset``, one for each head, learned or not.
     logit_bound: B; None with ``softmax``. |s| <= B with ``bounded``, |s + c| <= B with ``power``, for all logits s of
         text like the model's training text.
     power: 2 or 4 with ``power``, else None.
     uniform_heads: how many heads are causal averages. They are the last ones, and so are their key/value heads; ``qkv``
         has columns for the queries of the other heads, the keys of the other key/value heads, and all values.
+    shaped: heads write alpha v + beta A v - gamma C v to their own channels, A the attention weights and C the causal
+        average; ``qkv`` ends with columns for beta v, -gamma v and alpha v of all heads, and there is no ``out``.
+    attention_skip: whether attention is added to the stream that it reads, or takes its place.
     """
 
     attention_norm: Norm
@@ -42,6 +45,8 @@ class PrivateLayer:
     logit_bound: float | None = None
     power: int | None = None
     uniform_heads: int = 0
+    shaped: bool = False
+    attention_skip: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,12 +97,13 @@ class PrivateConfig:
             if layer.attention_norm != "none":
                 table[f"{prefix}.attention_norm.eps"] = ()
             heads, kv_heads = self.active_heads(index)
-            linear(f"{prefix}.qkv", width, (heads + kv_heads + self.kv_heads) * size)
+            linear(f"{prefix}.qkv", width, (heads + kv_heads + self.value_heads(index) + self.own_heads(index)) * size)
             if layer.temperature:
                 table[f"{prefix}.inverse_temperature"] = (heads, self.context)
             if layer.attention == "power":
                 table[f"{prefix}.power_offset"] = (heads,)
-            linear(f"{prefix}.out", self.heads * size, width)
+            if not layer.shaped:
+                linear(f"{prefix}.out", self.heads * size, width)
             if layer.feedforward == "dropped":
                 continue
             if layer.feedforward_norm != "none":
@@ -120,6 +126,14 @@ class PrivateConfig:
         """Heads and key/value heads of a layer that have logits; the remaining, last ones average their values."""
         uniform = self.layers[layer].uniform_heads
         return self.heads - uniform, self.kv_heads - uniform // (self.heads // self.kv_heads)
+
+    def value_heads(self, layer: int) -> int:
+        """Heads of values that attention mixes: those with logits, then those that are averaged."""
+        return 2 * self.heads if self.layers[layer].shaped else self.kv_heads
+
+    def own_heads(self, layer: int) -> int:
+        """Heads of values that a position keeps for itself, the last columns of ``qkv``."""
+        return self.heads if self.layers[layer].shaped else 0
 
     @property
     def depth(self) -> int:

@@ -1,7 +1,8 @@
 """Causal attention with separate projections, grouped queries, rotary positions and a learnable temperature.
 
 A layer's heads are softmax heads, whose logits training may hold within a bound, or power heads; some of them may be
-uniform, causal averages that have no queries and keys.
+uniform, causal averages that have no queries and keys. Or all of them are shaped: alpha I + beta A - gamma C in the
+place of A, the causal average C included, and no output projection (arXiv 2311.01906).
 """
 
 from __future__ import annotations
@@ -39,11 +40,14 @@ class Attention(nn.Module):
     """Softmax(q k^T / (t sqrt(d_k))) v, or a power in the exponential's place, projected.
 
     q, k, v, o: the four linears; H query heads and H_kv key/value heads of d_k channels, query head h reads
-        key/value head h // (H / H_kv). q and k hold the heads that are not uniform, in order; None if all are.
+        key/value head h // (H / H_kv). q and k hold the heads that are not uniform, in order; None if all are. v is
+        None where heads read their own channels as values, o in shaped layers.
     log_temperature: [active heads, T] or None; ``temperature`` is its exponential, one per head and query position
         (arXiv 2501.03489, section 4). The logarithm keeps it positive: started at 1e-2 and trained at a learning
         rate of 1e-3, a plain parameter would reach zero within ten steps.
-    power_offset: [active heads], c of power attention, or None.
+    power_offset: [active heads], c of power attention where it is learned, or None.
+    gains: [3, H]; alpha, beta and gamma of a shaped layer, or None. With queries that start at 0 and gains at 1, A is C
+        and every head starts as the identity.
     active, uniform: numbers of the heads with logits and of those that average.
     share: while power attention is annealed from softmax, the power's share of the output, a scalar in [0, 1), else
         None. A schedule sets it (``anneal_power``); no checkpoint holds it.
@@ -51,6 +55,7 @@ class Attention(nn.Module):
 
     log_temperature: nn.Parameter | None
     power_offset: nn.Parameter | None
+    gains: nn.Parameter | None
 
     def __init__(self, config: ModelConfig, layer: LayerConfig, index: int) -> None:
         super().__init__()
@@ -59,6 +64,7 @@ class Attention(nn.Module):
         self.heads = config.heads
         self.kv_heads = config.kv_heads
         self.head_size = config.head_size
+        self.width = config.width
         self.uniform = layer.uniform_heads
         self.active = tuple(head for head in range(self.heads) if head not in self.uniform)
         self.group = self.heads // self.kv_heads
@@ -68,13 +74,16 @@ class Attention(nn.Module):
         values, merged = self.kv_heads * self.head_size, self.heads * self.head_size
         self.q = nn.Linear(config.width, queries, bias=config.attention_bias) if self.active else None
         self.k = nn.Linear(config.width, keys, bias=config.attention_bias) if self.active else None
-        self.v = nn.Linear(config.width, values, bias=config.attention_bias)
-        self.o = nn.Linear(merged, config.width, bias=config.output_bias)
+        self.v = nn.Linear(config.width, values, bias=config.attention_bias) if layer.value_projection else None
+        self.o = None if layer.shaped else nn.Linear(merged, config.width, bias=config.output_bias)
         start = torch.full((len(self.active), config.context), math.log(config.temperature_init))
         tempered = layer.temperature and bool(self.active)
         self.register_parameter("log_temperature", nn.Parameter(start) if tempered else None)
+        self.powers = layer.attention == "power" and bool(self.active)
         offset = nn.Parameter(torch.full((len(self.active),), float(layer.power)))
-        self.register_parameter("power_offset", offset if layer.attention == "power" and self.active else None)
+        learned = self.powers and layer.power_offset is None
+        self.register_parameter("power_offset", offset if learned else None)
+        self.register_parameter("gains", nn.Parameter(torch.ones(3, self.heads)) if layer.shaped else None)
         self.share: Tensor | None = None
 
     @property
@@ -89,12 +98,12 @@ class Attention(nn.Module):
         """
         if not 0.0 <= share <= 1.0:
             raise ValueError(f"the share of power attention lies in [0, 1], not {share}")
-        if self.power_offset is None:
+        if not self.powers or self.q is None:
             return
         if share == 1.0:
             self.share = None
         elif self.share is None:
-            self.share = torch.full((), share, device=self.power_offset.device)
+            self.share = torch.full((), share, device=self.q.weight.device)
         else:
             self.share.fill_(share)
 
@@ -110,7 +119,7 @@ class Attention(nn.Module):
     ) -> tuple[Tensor, Heads]:
         """x [B, T, d], from position ``start`` on -> output [B, T, d], and what was asked for of the heads."""
         batch, length, _ = x.shape
-        v = self._by_head(self.v(x))
+        v = new = self._by_head(x if self.v is None else self.v(x))
         if self.q is None or self.k is None:
             # A cache counts its tokens by their keys, so that a layer without any leaves it one number a token.
             v = v if cache is None else cache.update(v[:, :1, :, :1], v, self.index)[1]
@@ -135,8 +144,11 @@ class Attention(nn.Module):
                     heads = heads._replace(largest=self._merge(heads.largest[None], none)[0])
             else:
                 y, heads = self._attend(q, k, v, with_entropy, with_logits)
+        if self.gains is not None:
+            alpha, beta, gamma = self.gains.to(y.dtype)[:, :, None, None]
+            y = alpha * new + beta * y - gamma * causal_average(v, length)
         merged = y.transpose(1, 2).reshape(batch, length, self.heads * self.head_size)
-        return self.o(merged), heads
+        return merged if self.o is None else self.o(merged), heads
 
     def _by_head(self, x: Tensor) -> Tensor:
         return x.view(*x.shape[:2], -1, self.head_size).transpose(1, 2)
@@ -164,12 +176,13 @@ class Attention(nn.Module):
         """Causal attention of q [B, active heads, Tq, d_k], the last Tq positions, over k, v [B, ..., Tk, d_k]."""
         layer, scale = self.config, self.head_size**-0.5
         penalty = largest = entropy = None
+        offset: Tensor | None = self.power_offset
+        if self.powers and layer.power_offset is not None:
+            offset = torch.full((len(self.active),), layer.power_offset, device=q.device)
         if with_logits and layer.bounds_logits:
-            penalty, largest = logit_excess(q * scale, k, offset=self.power_offset, bound=layer.logit_bound)
-        if self.power_offset is not None:
-            y, entropy = power_attention(
-                q * scale, k, v, offset=self.power_offset, power=layer.power, with_entropy=with_entropy
-            )
+            penalty, largest = logit_excess(q * scale, k, offset=offset, bound=layer.logit_bound)
+        if offset is not None:
+            y, entropy = power_attention(q * scale, k, v, offset=offset, power=layer.power, with_entropy=with_entropy)
             if self.share is not None:
                 share = self.share.to(y.dtype)
                 y = (1 - share) * _softmax_attention(q, k, v) + share * y

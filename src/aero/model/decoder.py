@@ -43,6 +43,7 @@ class Layer(nn.Module):
 
     Sequential:  s = x + attention(norm(x));  x_out = beta * s + feedforward(norm(s)) / alpha
     Parallel:    x_out = beta * (x + attention(norm(x))) + feedforward(norm(x)) / alpha
+    Without the skip around attention "x +" is not there: SAS and SAS-P of arXiv 2311.01906.
 
     alpha, beta: scalar parameters, or None for 1. A dropped branch has neither a norm nor an alpha; its beta stays.
     """
@@ -85,7 +86,7 @@ class Layer(nn.Module):
             with_entropy=with_entropy,
             with_logits=with_logits,
         )
-        stream = x + attended
+        stream = x + attended if self.config.attention_skip else attended
         out = stream if self.beta is None else self.beta * stream
         if not self.dropped:
             branch = self.feedforward(self.feedforward_norm(x if self.parallel else stream))

@@ -1,7 +1,9 @@
 """Where the weights start: the one place that decides whether a model without norms trains.
 
 Every model starts as GPT-2 does: N(0, init_std), biases 0, and the matrices that write to the residual stream smaller
-by sqrt(2 L) for L layers. Norms start at 1. Three things are particular to layers without a norm:
+by sqrt(2 L) for L layers. Norms start at 1. In shaped layers (arXiv 2311.01906) queries start at 0 and a value
+projection at the identity, so that attention starts as the identity. Three things are particular to layers without a
+norm:
 
 - They keep that small start. Setting each matrix to keep the scale of what it reads (standard deviation 1/sqrt(d))
   looks better founded and is worse: with nothing to divide by, the gains of L layers multiply, and a softmax-only model
@@ -58,7 +60,12 @@ def initialise(decoder: Decoder) -> None:
         for linear in (attention.q, attention.k, attention.v):
             if linear is not None:
                 _fill(linear, config.init_std)
-        _fill(attention.o, shrunk)
+        if attention.o is not None:
+            _fill(attention.o, shrunk)
+        elif attention.q is not None:
+            attention.q.weight.zero_()
+            if attention.v is not None:
+                nn.init.eye_(attention.v.weight)
         for linear in branch.linears():
             writes = linear is branch.output or linear is branch.fused
             _fill(linear, shrunk if writes and block.alpha is None else config.init_std)
@@ -80,13 +87,13 @@ def constrain(decoder: Decoder) -> None:
 def undecayed(module: nn.Module) -> set[str]:
     """Names of the parameters of ``module`` that weight decay leaves alone.
 
-    Everything that is not a matrix (biases, norms, scales, slopes), the temperatures, and the magnitudes that weight
-    normalisation separates from the directions.
+    Everything that is not a matrix (biases, norms, scales, slopes), the temperatures, the gains of shaped attention,
+    and the magnitudes that weight normalisation separates from the directions.
     """
     return {
         name
         for name, parameter in module.named_parameters()
-        if parameter.ndim < 2 or name.endswith(("log_temperature", "parametrizations.weight.original0"))
+        if parameter.ndim < 2 or name.endswith(("log_temperature", "gains", "parametrizations.weight.original0"))
     }
 
 
@@ -94,8 +101,8 @@ def learning_rate_factors(module: nn.Module) -> dict[str, float]:
     """Factor on the learning rate for the parameters of ``module`` that need one, by name; the others have 1.
 
     The linears of a branch without a norm learn ``FULL_RATE_WIDTH`` / d times as fast (never faster): d = 768 makes
-    1e-3 a twelfth of it. Scalars (alpha, beta, slopes) and temperatures keep the full rate, and so do branches whose
-    norm becomes static: until then it bounds them.
+    1e-3 a twelfth of it. Scalars (alpha, beta, slopes, gains) and temperatures keep the full rate, and so do branches
+    whose norm becomes static: until then it bounds them.
 
     Adam moves every entry of a matrix by about the learning rate, and early in training all in one direction, so that
     n steps change what the matrix adds to its output by n * lr * d times its input. Behind a norm that is a bounded
@@ -112,8 +119,8 @@ def learning_rate_factors(module: nn.Module) -> dict[str, float]:
             if norm != "none":
                 continue
             for name, _ in block.get_submodule(branch).named_parameters():
-                if not name.endswith(("log_temperature", "slope", "power_offset")):
-                    width = block.attention.o.out_features
+                if not name.endswith(("log_temperature", "slope", "power_offset", "gains")):
+                    width = block.attention.width
                     factors[".".join(filter(None, (prefix, branch, name)))] = min(1.0, FULL_RATE_WIDTH / width)
     return factors
 

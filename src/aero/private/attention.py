@@ -21,21 +21,24 @@ Rotation = tuple[tuple[tuple[float, ...], ...], ...]
 
 
 def split(
-    qkv: jax.Array, *, heads: int, kv_heads: int, all_kv_heads: int, head_size: int, queries: int
+    qkv: jax.Array, *, heads: int, kv_heads: int, value_heads: int, own_heads: int, head_size: int, queries: int
 ) -> tuple[jax.Array, ...]:
     """[rows, columns] -> queries, keys and values, [heads, rows, head_size] each; of the queries the last ones alone.
 
-    heads, kv_heads: those that have logits. all_kv_heads: those that have values. Without heads there are only values.
+    heads, kv_heads: those that have logits. value_heads: those whose values are mixed. Without heads there are only
+    values. own_heads: those of values that a position keeps, returned last, the last rows alone; none if there are 0.
     """
     rows, edges = qkv.shape[0], (heads * head_size, (heads + kv_heads) * head_size)
+    end = edges[1] + value_heads * head_size
 
     def by_head(x: jax.Array) -> jax.Array:
         return jnp.transpose(x.reshape(x.shape[0], -1, head_size), (1, 0, 2))
 
-    values = by_head(qkv[:, edges[1] :].reshape(rows, all_kv_heads * head_size))
+    values = by_head(qkv[:, edges[1] : end])
     if not heads:
         return (values,)
-    return by_head(qkv[rows - queries :, : edges[0]]), by_head(qkv[:, edges[0] : edges[1]]), values
+    mixed = by_head(qkv[rows - queries :, : edges[0]]), by_head(qkv[:, edges[0] : edges[1]]), values
+    return (*mixed, by_head(qkv[rows - queries :, end:])) if own_heads else mixed
 
 
 def rotate(q: jax.Array, k: jax.Array, *, rotation: Rotation) -> tuple[jax.Array, jax.Array]:
@@ -120,6 +123,11 @@ def normalise(o: jax.Array, reciprocal: jax.Array, *averages: jax.Array) -> jax.
     """[heads, queries, d] times [heads, queries, 1] -> [queries, heads * d], the uniform heads' ``averages`` last."""
     scaled = o * reciprocal
     return side_by_side(jnp.concatenate([scaled, *averages], axis=0) if averages else scaled)
+
+
+def shaped(o: jax.Array, reciprocal: jax.Array, average: jax.Array, own: jax.Array) -> jax.Array:
+    """The same with a head's average and its own values added to what it has mixed: sums, which cost nothing."""
+    return side_by_side(o * reciprocal + average + own)
 
 
 def side_by_side(o: jax.Array) -> jax.Array:

@@ -65,7 +65,8 @@ class Layout:
         layer = self.config.layers[index]
         if layer.attention == "power":
             assert layer.power is not None
-            return power_scale(layer.power)
+            assert layer.logit_bound is not None
+            return power_scale(layer.power, layer.logit_bound)
         form = None
         if layer.attention == "bounded" and layer.logit_bound is not None:
             form = exponential_for(layer.logit_bound)

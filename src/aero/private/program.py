@@ -88,7 +88,7 @@ class Program:
     def cache_shape(self, name: str, keys: int) -> tuple[int, int, int]:
         """Shape of the cache's variable ``name`` when it holds that many positions."""
         kind, index = name.split(".")
-        heads = self.config.active_heads(int(index))[1] if kind == "k" else self.config.kv_heads
+        heads = self.config.active_heads(int(index))[1] if kind == "k" else self.config.value_heads(int(index))
         return (heads, keys, self.config.head_size)
 
     def _cache(self, index: int) -> tuple[str, ...]:
@@ -126,6 +126,8 @@ class Program:
         config, layer, prefix = self.config, self.config.layers[index], f"layers.{index}"
         heads, kv_heads = config.active_heads(index)
         read = "x"
+        # Without a skip attention takes the stream's place, unless a parallel branch has yet to read that.
+        target = "a" if config.parallel or layer.attention_skip else "x"
         if layer.attention_norm != "none":
             read = "n"
             yield _norm(layer.attention_norm, index, f"{prefix}.attention_norm", "x", read)
@@ -138,11 +140,13 @@ class Program:
             attention.split,
             heads=heads,
             kv_heads=kv_heads,
-            all_kv_heads=config.kv_heads,
+            value_heads=config.value_heads(index),
+            own_heads=config.own_heads(index),
             head_size=config.head_size,
             queries=queries,
         )
-        yield Step("projection", index, split, ("qkv",), ("q", "k", "v") if heads else ("v",))
+        kept = ("w",) if layer.shaped else ()
+        yield Step("projection", index, split, ("qkv",), ("q", "k", "v", *kept) if heads else ("v",))
         if self.rotation is not None and heads:
             turn = partial(attention.rotate, rotation=_constant(self.rotation[:, past : past + rows]))
             yield Step("rotary", index, turn, ("q", "k"), ("q", "k"))
@@ -157,13 +161,14 @@ class Program:
             yield Step("cache", index, attention.keep, new, cache)
         group = config.heads // config.kv_heads
         averaged: tuple[str, ...] = ()
-        if layer.uniform_heads:
+        if layer.uniform_heads or layer.shaped:
             average = partial(attention.averages, first=kv_heads, queries=queries, group=group)
             averaged, read_values = ("u",), cache[-1:]
             if plan is not None:
-                average = partial(attention.block_averages, kv_heads=config.kv_heads, average=average)
+                average = partial(attention.block_averages, kv_heads=config.value_heads(index), average=average)
                 read_values = tuple(block.values(index) for block in plan.read)
-            yield Step("uniform heads", index, average, read_values, averaged)
+            operator = "shaped attention" if layer.shaped else "uniform heads"
+            yield Step(operator, index, average, read_values, averaged)
         if heads:
             yield from self._weigh(index, queries, past + rows, plan)
             if plan is None:
@@ -172,13 +177,14 @@ class Program:
             else:
                 mix = partial(attention.block_values, kv_heads=kv_heads, head_size=config.head_size)
                 yield Step("values", index, mix, ("e", *(block.values(index) for block in plan.read)), ("o",))
-            yield Step("softmax normalise", index, attention.normalise, ("o", "r", *averaged), ("a",))
+            merge, whole = (attention.shaped, target) if layer.shaped else (attention.normalise, "a")
+            yield Step("softmax normalise", index, merge, ("o", "r", *averaged, *kept), (whole,))
         else:
             yield Step("uniform heads", index, attention.side_by_side, averaged, ("a",))
-        yield self._linear("projection", index, f"{prefix}.out", "a", "a")
-        if config.parallel:
-            return
-        yield Step("residual", index, _add, ("x", "a"), ("x",))
+        if not layer.shaped:
+            yield self._linear("projection", index, f"{prefix}.out", "a", target)
+        if layer.attention_skip and not config.parallel:
+            yield Step("residual", index, _add, ("x", "a"), ("x",))
 
     def _weigh(self, index: int, queries: int, keys: int, plan: Plan | None) -> Iterator[Step]:
         """From queries and keys to unnormalised attention weights and one over each row's sum."""
@@ -192,7 +198,7 @@ class Program:
         if layer.attention == "power":
             assert layer.power is not None
             assert layer.logit_bound is not None
-            raised = partial(softmax.power_weights, triangle=triangle, power=layer.power)
+            raised = partial(softmax.power_weights, triangle=triangle, power=layer.power, bound=layer.logit_bound)
             yield Step("power", index, raised, ("s", f"layers.{index}.power_offset"), ("e",))
             ends = softmax.power_ends(layer.logit_bound, layer.power)
         elif layer.attention == "bounded" and (form := exponential_for(layer.logit_bound)) is not None:
@@ -211,13 +217,16 @@ class Program:
     def _branch(self, index: int) -> Iterator[Step]:
         config, layer, prefix = self.config, self.config.layers[index], f"layers.{index}"
         kind = layer.feedforward
+        skip = ("x",) if layer.attention_skip or not config.parallel else ()
         if kind == "dropped":
             if config.parallel:
-                yield Step("residual", index, _add, ("x", "a"), ("x",))
+                yield _sum(index, *skip, "a")
             return
         read = "x"
         if layer.feedforward_norm != "none":
             read = "n"
+        # In a parallel layer both norms are of the same stream: what is affine in them has been folded away.
+        if read == "n" and not (config.parallel and layer.attention_norm == layer.feedforward_norm):
             yield _norm(layer.feedforward_norm, index, f"{prefix}.feedforward_norm", "x", read)
         if kind == "matrix":
             yield self._linear("feed-forward", index, f"{prefix}.ffn", read, "x")
@@ -236,10 +245,7 @@ class Program:
             else:
                 yield Step(kind.removesuffix("_tanh"), index, self.activations[kind], ("f",), ("f",))
             yield self._linear("feed-forward", index, f"{prefix}.ffn_out", "f", "f")
-        if config.parallel:
-            yield Step("residual", index, _add3, ("x", "a", "f"), ("x",))
-        else:
-            yield Step("residual", index, _add, ("x", "f"), ("x",))
+        yield _sum(index, *skip, *(("a",) if config.parallel else ()), "f")
 
     def _linear(self, operator: str, index: int | None, name: str, source: str, target: str) -> Step:
         if name in self.config.biased:
@@ -247,7 +253,7 @@ class Program:
         return Step(operator, index, _product, (source, name), (target,))
 
 
-WORKING = frozenset({"tokens", "x", "h", "n", "qkv", "q", "k", "v", "s", "m", "e", "r", "o", "u", "a", "f", "g"})
+WORKING = frozenset({"tokens", "x", "h", "n", "qkv", "q", "k", "v", "s", "m", "e", "r", "o", "u", "w", "a", "f", "g"})
 """Variables that live within one pass. The rest stay: weights, the key/value cache, ``logits``."""
 
 
@@ -294,6 +300,11 @@ def _norm(kind: Norm, index: int | None, name: str, source: str, target: str) ->
     return Step(kind, index, function, (source, f"{name}.eps"), (target,))
 
 
+def _sum(index: int, *terms: str) -> Step:
+    """The layer's output as the sum of these."""
+    return Step("residual", index, (_enter, _add, _add3)[len(terms) - 1], terms, ("x",))
+
+
 def _constant(rotation: Array) -> Rotation:
     # A tuple, not an array: a step's function is the key under which its compiled form is found again.
     return tuple(tuple(tuple(map(float, row)) for row in table) for table in rotation)
@@ -308,8 +319,8 @@ def _enter(rows: jax.Array) -> jax.Array:
     return rows
 
 
-def _last(x: jax.Array, *, rows: int) -> jax.Array:
-    return x[-rows:]
+def _last(*each: jax.Array, rows: int) -> tuple[jax.Array, ...]:
+    return tuple(x[-rows:] for x in each)
 
 
 def _product(x: jax.Array, weight: jax.Array) -> jax.Array:

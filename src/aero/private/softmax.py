@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from math import sqrt
+from math import frexp, sqrt
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +39,9 @@ BLOCKS = 32
 
 POWER_WEIGHT = {2: 2.0**-3, 4: 2.0**-5}
 """The multiple of power attention's weights that is computed: a long row's sum, times values, must stay in range, and
-one over a sum must keep its accuracy."""
+one over a sum must keep its accuracy. For bounds up to ``POWER_BOUND``; a wider one takes a smaller multiple."""
+
+POWER_BOUND = 8.0
 
 
 @dataclass(frozen=True)
@@ -164,21 +166,28 @@ def bounded_weights(scaled_scores: jax.Array, *, triangle: Triangle, form: Expon
     return triangle.unpack(jnp.where(triangle.packed_mask()[None], form(scaled_scores), 0.0))
 
 
-def power_weights(scores: jax.Array, offset: jax.Array, *, triangle: Triangle, power: int) -> jax.Array:
-    """``POWER_WEIGHT`` ((s + c)^p + POWER_FLOOR) inside the causal region, p = 2 or 4: one or two squarings.
+def power_weights(scores: jax.Array, offset: jax.Array, *, triangle: Triangle, power: int, bound: float) -> jax.Array:
+    """``power_weight`` ((s + c)^p + POWER_FLOOR) inside the causal region, p = 2 or 4: one or two squarings.
 
     scores: [heads, packed], and offset: [heads], both times ``power_scale``. Returns [heads, queries, keys].
     """
     raised = scores + offset[:, None]
     for _ in range(power // 2):
         raised = ring.truncate(ring.product(raised, raised))
-    floor = power_ends(0.0, power)[0]
+    floor = power_ends(bound, power)[0]
     return triangle.unpack(jnp.where(triangle.packed_mask()[None], raised + floor, 0.0))
 
 
-def power_scale(power: int) -> float:
-    """What s + c is multiplied by before it is raised: the p-th root of ``POWER_WEIGHT``."""
-    return sqrt(POWER_WEIGHT[2]) if power == 2 else sqrt(sqrt(POWER_WEIGHT[4]))
+def power_weight(power: int, bound: float) -> float:
+    """The multiple of the weights that is computed for |s + c| <= ``bound``; exact in fixed point."""
+    _, doublings = frexp(max(bound, POWER_BOUND) / POWER_BOUND * (1 - 2**-52))
+    return POWER_WEIGHT[power] * 2.0 ** (-power * doublings)
+
+
+def power_scale(power: int, bound: float) -> float:
+    """What s + c is multiplied by before it is raised: the p-th root of ``power_weight``."""
+    root = sqrt(power_weight(power, bound))
+    return root if power == 2 else sqrt(root)
 
 
 def bounded_ends(form: Exponential) -> tuple[float, float]:
@@ -188,7 +197,7 @@ def bounded_ends(form: Exponential) -> tuple[float, float]:
 
 def power_ends(bound: float, power: int) -> tuple[float, float]:
     """The smallest and the largest weight that ``power_weights`` gives for |s + c| <= ``bound``; 2 to spare above."""
-    weight = POWER_WEIGHT[power]
+    weight = power_weight(power, bound)
     return weight * POWER_FLOOR, 2 * weight * (bound**power + POWER_FLOOR)
 
 

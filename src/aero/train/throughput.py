@@ -20,7 +20,8 @@ def operations_per_token(config: ModelConfig) -> int:
     for layer in config.layers:
         active = config.heads - len(layer.uniform_heads)
         keys = config.kv_heads - len(layer.uniform_heads) // (config.heads // config.kv_heads)
-        matrices += config.width * config.head_size * (active + keys + config.kv_heads + config.heads)
+        values = (config.kv_heads if layer.value_projection else 0) + (0 if layer.shaped else config.heads)
+        matrices += config.width * config.head_size * (active + keys + values)
         if layer.feedforward == "fused":
             matrices += config.width**2
         elif layer.feedforward != "dropped":
