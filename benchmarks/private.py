@@ -37,11 +37,17 @@ ROWS: dict[str, list[str]] = {
     "SM+ScFFN": ["SM+ScFFN"],
     "SM+ScFuFFN": ["SM+ScFuFFN"],
     "SM(t)+ScFuFFN": ["SM(t)+ScFuFFN"],
+    "2Quad+LN+Quad (MPCFormer)": ["2Quad+LN+Quad"],
+    "2Quad+LN+G (SecFormer)": ["2Quad+LN+G"],
+    "SAS(SM+LN+G)": ["SAS(SM+LN+G)"],
+    "SAS-P(SM+LN+G)": ["SAS-P(SM+LN+G)"],
+    "SAS-P(SM+ScFuFFN)": ["SAS-P(SM+ScFuFFN)"],
     "static+bilinear": ["static+bilinear"],
     "static+bilinear+bounded": ["static+bilinear+bounded"],
     "static+bilinear+power": ["static+bilinear+power"],
 }
-"""Label -> row of the architecture table and options. ``SM...`` are rows that AERO published, ``static...`` are ours.
+"""Label -> row of the architecture table and options. ``SM...`` are rows that AERO published, ``2Quad...`` and
+``SAS...`` (He and Hofmann's blocks) those that it and others compare with, ``static...`` are ours.
 
 All of them run in the same program, so the baseline too has its softmax by causal blocks, its weights masked once and
 its truncations put off: it is harder to beat than the same model as public examples write it.

@@ -36,6 +36,17 @@ OTHERS = (
     "static+relu",
     "static+square",
     "static+fused",
+    "SM+WNorm",
+    "SM+SNorm",
+    "2Quad+LN+Quad",
+    "2Quad+LN+G",
+    "SAS(SM+LN+G)",
+    "SAS(SM+LN+R)",
+    "SAS-P(SM+LN+G)",
+    "SAS-P(SM+LN+R)",
+    "SAS(SM+ScFFN)",
+    "SAS(SM+ScFuFFN)",
+    "SAS-P(SM+ScFuFFN)",
 )
 BEST = (BASELINE, "static+bilinear", "static+bilinear+bounded")
 """The rows that are also trained with longer contexts and deeper."""

@@ -265,6 +265,20 @@ CASES = {
         powers(4, WIDE),
         4e-3,
     ),
+    "power, squared, wide": Case(
+        packed(partial(softmax.power_weights, power=2, bound=32.0)),
+        (np.float32(softmax.power_scale(2, 32.0) * WIDE), OFFSET * np.float32(softmax.power_scale(2, 32.0))),
+        powers(2, WIDE) / 16,
+        1e-4,
+    ),
+    "shaped attention": Case(
+        attention.shaped,
+        (draw(2, 6, 8, scale=30), np.abs(draw(2, 6, 1)), draw(2, 6, 8, scale=9), draw(2, 6, 8, scale=5)),
+        (draw(2, 6, 8, scale=30) * np.abs(draw(2, 6, 1)) + draw(2, 6, 8, scale=9) + draw(2, 6, 8, scale=5))
+        .transpose(1, 0, 2)
+        .reshape(6, -1),
+        1e-4,
+    ),
     "layernorm": Case(nonlinear.layernorm, (SIZES, np.float32(1e-3)), layernorm(SIZES, np.float32(1e-3)), 3e-3),
     "rmsnorm": Case(nonlinear.rms, (SIZES, np.float32(1e-3)), rms(SIZES, np.float32(1e-3)), 3e-3),
     "gelu": Case(partial(nonlinear.gelu_by_polynomial, erf=True), (LINE,), erf_gelu(LINE), 1e-3),

@@ -52,8 +52,11 @@ def test_a_private_answer_is_the_plaintext_answer(protocol: str) -> None:
         assert 0 <= system - counted <= FRAMING * messages + 64 * 1024
 
 
-BASELINES = ["gpt2-tiny:2Quad+LN+Quad", "gpt2-tiny:SAS(SM+LN+G)", "gpt2-tiny:SAS-P(SM+ScFuFFN)"]
-"""Published forms that the others are compared with."""
+BASELINES = [
+    pytest.param(f"gpt2-tiny:{row}", marks=pytest.mark.slow)
+    for row in ("2Quad+LN+Quad", "SAS(SM+LN+G)", "SAS-P(SM+ScFuFFN)")
+]
+"""Published forms that the others are compared with; without parties of their own they are in ``test_baselines``."""
 
 
 @pytest.mark.parametrize("model", ["gpt2-tiny:SM+LN+G", "llama-tiny", "llama-tiny:static+bilinear", *BASELINES])

@@ -14,10 +14,11 @@ from tests.train.test_trainer import tiny
 from aero.eliminate.anneal import ActivationSchedule, Ramp, StaticSchedule
 from aero.errors import AeroError
 from aero.model import AeroForCausalLM, AeroOutput, load_pretrained
+from aero.train import distill
 from aero.train.corpus import load_manifest
 from aero.train.distill import distance
 from aero.train.loop import AeroTrainer
-from aero.train.recipes import DistillSettings
+from aero.train.recipes import DistillSettings, demo_mpcformer
 from aero.train.tokenizer import load_sequences, load_tokenizer
 from aero.train.trainer import load_result, train
 
@@ -53,6 +54,12 @@ def test_weights_that_make_no_sense_are_refused(settings: dict[str, Any]) -> Non
         DistillSettings(**settings)
 
 
+@pytest.mark.parametrize("settings", [{"layerwise": 0.5}, {"layerwise": 1.0, "hidden": 1.0}])
+def test_stages_that_learn_nothing_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="share of the steps"):
+        DistillSettings(**settings)
+
+
 @pytest.fixture(scope="module")
 def original(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "original"
@@ -78,6 +85,28 @@ def test_a_student_comes_closer_to_its_teacher_than_one_that_reads_the_text_alon
     alone = train(recipe, corpus, tmp_path / "alone", start_from=original)
     taught = train(replace(recipe, distill=whole), corpus, tmp_path / "taught", start_from=original, teacher=original)
     assert alone.sources == {"start": taught.sources["teacher"]}
+    assert divergence(tmp_path / "taught", original, corpus) < divergence(tmp_path / "alone", original, corpus)
+
+
+def test_two_stages_of_2quad_bring_streams_and_attention_to_the_teachers_first(
+    original: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages = replace(demo_mpcformer().distill or DistillSettings(), layerwise=0.6)
+    recipe = tiny("2Quad+LN+Quad", steps=20, distill=stages)
+    parts: list[tuple[bool, bool]] = []
+    compute = distill.distance
+
+    def watched(student: Any, teacher: Any, settings: DistillSettings) -> torch.Tensor:
+        parts.append((settings.hidden > 0, settings.logits > 0))
+        return compute(student, teacher, settings)
+
+    monkeypatch.setattr(distill, "distance", watched)
+    taught = train(recipe, corpus, tmp_path / "taught", start_from=original, teacher=original)
+    assert parts == [(True, False)] * 12 + [(False, True)] * 8
+    first = [entry["loss"] for entry in taught.losses[:12]]
+    assert first[-1] < 0.7 * first[0]
+    alone = train(replace(recipe, distill=None), corpus, tmp_path / "alone", start_from=original)
+    assert alone.finished
     assert divergence(tmp_path / "taught", original, corpus) < divergence(tmp_path / "alone", original, corpus)
 
 
@@ -128,7 +157,7 @@ def test_teachers_and_origins_that_do_not_fit_are_refused(original: Path, corpus
     recipe = tiny("SM+LN+G", steps=2)
     with pytest.raises(AeroError, match="belong together"):
         train(recipe, corpus, tmp_path / "run", teacher=original)
-    with pytest.raises(AeroError, match="belong together"):
+    with pytest.raises(AeroError, match="learns from a teacher: give one"):
         train(replace(recipe, distill=DistillSettings()), corpus, tmp_path / "run")
     deeper = replace(recipe.model, layers=recipe.model.layers * 2)
     hidden = replace(recipe, model=deeper, distill=DistillSettings(hidden=0.1))

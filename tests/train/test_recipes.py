@@ -11,7 +11,7 @@ import pytest
 from aero.config import architecture_names
 from aero.eliminate.anneal import Ramp, StaticSchedule
 from aero.errors import AeroError
-from aero.train.recipes import RECIPES, demo_aero, demo_baseline, demo_softmax_only, named, row_recipe
+from aero.train.recipes import RECIPES, DistillSettings, demo_aero, demo_baseline, demo_softmax_only, named, row_recipe
 
 
 def test_names() -> None:
@@ -31,8 +31,8 @@ def test_the_small_recipes_differ_in_architecture_only() -> None:
 
 def _differ_in_architecture_only(size: str) -> None:
     first, *others = (make() for name, make in RECIPES.items() if name.startswith(size))
-    assert len(others) == 4
-    same = {"name": "", "summary": "", "model": first.model, "static": None, "entropy": None}
+    assert len(others) == 8
+    same = {"name": "", "summary": "", "model": first.model, "static": None, "entropy": None, "distill": None}
     for other in others:
         assert other.tokens == first.tokens
         assert replace(other, **same) == replace(first, **same)
@@ -74,6 +74,23 @@ def test_contradictions_are_refused() -> None:
         replace(demo_aero(), steps=2)
     with pytest.raises(AeroError, match="steps must be"):
         replace(demo_baseline(), steps=0)
+
+
+def test_baselines_that_learn_from_a_teacher_do_so_layer_by_layer_first() -> None:
+    for name in ("demo-mpcformer", "demo-secformer", "small-mpcformer", "small-secformer"):
+        distill = named(name).distill
+        assert distill is not None
+        first, last = distill.at(0, 300), distill.at(299, 300)
+        assert (first.text, first.logits, first.layerwise) == (0.0, 0.0, 0.0)
+        assert first.hidden > 0
+        assert first.attention > 0
+        assert (last.hidden, last.attention) == (0.0, 0.0)
+        assert last.logits > 0
+        assert distill.at(149, 300) == first
+        assert distill.at(150, 300) == last
+    always = DistillSettings(hidden=0.1)
+    assert always.at(0, 10) == always.at(9, 10) == always
+    assert sum(make().distill is not None for make in RECIPES.values()) == 4
 
 
 def test_recipes_load_no_library() -> None:

@@ -32,9 +32,11 @@ def command(
         str,
         typer.Argument(
             help="demo-baseline (softmax, LayerNorm, GELU), demo-aero (norms annealed to constants, bilinear "
-            "feed-forward), demo-bounded (the same, attention logits bounded), demo-power (power attention) or "
-            "demo-softmax-only (softmax alone, entropy regularised), minutes on a CPU each; small-... are GPT-2's "
-            "small shape, for a GPU; demo:ROW and small:ROW take any row of the architecture table."
+            "feed-forward), demo-bounded (the same, attention logits bounded), demo-power (power attention), "
+            "demo-softmax-only (softmax alone, entropy regularised), or published baselines: demo-mpcformer and "
+            "demo-secformer (2Quad attention; with --teacher, and --from the same model), demo-simplified and "
+            "demo-simplified-parallel (SAS and SAS-P blocks). Minutes on a CPU each; small-... are GPT-2's small "
+            "shape, for a GPU; demo:ROW and small:ROW take any row of the architecture table."
         ),
     ],
     corpus: Annotated[Path, typer.Option(help="Corpus folder that aero corpus build wrote.")],
@@ -56,7 +58,10 @@ def command(
         ),
     ] = None,
     teacher: Annotated[
-        Path | None, typer.Option(help="Learn from this model as well: its next-token probabilities weigh half.")
+        Path | None,
+        typer.Option(
+            help="Learn from this model as well, as the recipe says; else its next-token probabilities weigh half."
+        ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a training run that is already in --out.")] = False,
     on_warning: Annotated[

@@ -53,7 +53,7 @@ class DistillTrainer(AeroTrainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         """The base class's loss, weighted, and what the teacher adds to it."""
-        settings = self.settings
+        settings = self.settings.at(self.state.global_step, self.args.max_steps)
         asked = {
             **inputs,
             "output_hidden_states": bool(settings.hidden),

@@ -51,6 +51,8 @@ class DistillSettings:
     text: of the cross-entropy with the text. logits: of KL(teacher || student) at ``temperature``, times its square
         (arXiv 1503.02531). hidden: of the squared difference of the residual streams after every layer, over the
         teacher's mean square. attention: of the squared difference of the heads' entropies in nats, query by query.
+    layerwise: share of the steps, the first ones, that learn ``hidden`` and ``attention`` alone; the others learn text
+        and logits alone (arXiv 2211.01452, section 3.3, after 1909.10351). 0 learns everything all the time.
     """
 
     text: float = 0.5
@@ -58,10 +60,21 @@ class DistillSettings:
     temperature: float = 1.0
     hidden: float = 0.0
     attention: float = 0.0
+    layerwise: float = 0.0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.layerwise < 1 or (self.layerwise and not self.hidden + self.attention):
+            raise ValueError(f"layerwise is a share of the steps in [0, 1) that learn hidden or attention: {self}")
         if min(self.text, self.logits, self.hidden, self.attention) < 0 or not self.temperature > 0:
             raise ValueError(f"weights of a distillation are not negative, and its temperature is positive: {self}")
+
+    def at(self, step: int, steps: int) -> DistillSettings:
+        """What the step with this index of ``steps`` learns; ``layerwise`` is 0 in it."""
+        if not self.layerwise:
+            return self
+        if step < self.layerwise * steps:
+            return replace(self, text=0.0, logits=0.0, layerwise=0.0)
+        return replace(self, hidden=0.0, attention=0.0, layerwise=0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +174,26 @@ def demo_softmax_only() -> Recipe:
     return _titled("demo-softmax-only", summary, "EReg(SM(t)+ScFuFFN)")
 
 
+def demo_mpcformer() -> Recipe:
+    """2Quad attention and Quad in GELU's place (MPCFormer, arXiv 2211.01452), learned from a teacher layer by layer."""
+    return _distilled(_titled("demo-mpcformer", "2Quad attention and Quad, from a teacher", "2Quad+LN+Quad"))
+
+
+def demo_secformer() -> Recipe:
+    """2Quad attention with GELU (SecFormer, arXiv 2401.00793), learned from a teacher layer by layer."""
+    return _distilled(_titled("demo-secformer", "2Quad attention and GELU, from a teacher", "2Quad+LN+G"))
+
+
+def demo_simplified() -> Recipe:
+    """He and Hofmann's SAS block (arXiv 2311.01906): shaped attention without skip, values and projections."""
+    return _titled("demo-simplified", "simplified blocks (SAS): LayerNorm and GELU", "SAS(SM+LN+G)")
+
+
+def demo_simplified_parallel() -> Recipe:
+    """Their SAS-P block: attention and feed-forward side by side, no skip at all."""
+    return _titled("demo-simplified-parallel", "simplified parallel blocks (SAS-P)", "SAS-P(SM+LN+G)")
+
+
 def small_baseline() -> Recipe:
     """GPT-2's small shape with every nonlinearity, and the papers' optimiser settings."""
     return _titled("small-baseline", "GPT-2 small: softmax, LayerNorm and GELU", "SM+LN+G")
@@ -184,6 +217,26 @@ def small_bounded() -> Recipe:
 def small_power() -> Recipe:
     """``small_aero`` with power attention."""
     return _titled("small-power", "GPT-2 small: power attention, static norms, bilinear", "static+bilinear+power")
+
+
+def small_mpcformer() -> Recipe:
+    """``demo_mpcformer`` in GPT-2's small shape."""
+    return _distilled(_titled("small-mpcformer", "GPT-2 small: 2Quad attention and Quad", "2Quad+LN+Quad"))
+
+
+def small_secformer() -> Recipe:
+    """``demo_secformer`` in GPT-2's small shape."""
+    return _distilled(_titled("small-secformer", "GPT-2 small: 2Quad attention and GELU", "2Quad+LN+G"))
+
+
+def small_simplified() -> Recipe:
+    """``demo_simplified`` in GPT-2's small shape."""
+    return _titled("small-simplified", "GPT-2 small: simplified blocks (SAS)", "SAS(SM+LN+G)")
+
+
+def small_simplified_parallel() -> Recipe:
+    """``demo_simplified_parallel`` in GPT-2's small shape."""
+    return _titled("small-simplified-parallel", "GPT-2 small: simplified parallel blocks", "SAS-P(SM+LN+G)")
 
 
 def row_recipe(row: str, size: Size) -> Recipe:
@@ -221,6 +274,12 @@ def _titled(name: str, summary: str, row: str) -> Recipe:
     return replace(row_recipe(row, size), name=name, summary=summary)
 
 
+def _distilled(recipe: Recipe) -> Recipe:
+    """With MPCFormer's two stages: residual streams and attention of every layer, then the logits."""
+    stages = DistillSettings(text=0.0, logits=1.0, hidden=1.0, attention=1.0, layerwise=0.5)
+    return replace(recipe, distill=stages)
+
+
 def _demo(row: str) -> Recipe:
     shape = ModelConfig(
         vocab_size=2048,
@@ -254,11 +313,19 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "demo-bounded": demo_bounded,
     "demo-power": demo_power,
     "demo-softmax-only": demo_softmax_only,
+    "demo-mpcformer": demo_mpcformer,
+    "demo-secformer": demo_secformer,
+    "demo-simplified": demo_simplified,
+    "demo-simplified-parallel": demo_simplified_parallel,
     "small-baseline": small_baseline,
     "small-softmax-only": small_softmax_only,
     "small-aero": small_aero,
     "small-bounded": small_bounded,
     "small-power": small_power,
+    "small-mpcformer": small_mpcformer,
+    "small-secformer": small_secformer,
+    "small-simplified": small_simplified,
+    "small-simplified-parallel": small_simplified_parallel,
 }
 
 

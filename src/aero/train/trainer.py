@@ -138,7 +138,9 @@ def train(
     manifest = load_manifest(corpus_dir)
     model_config = recipe.model
     state = PartialState(cpu=not torch.cuda.is_available())  # left alone, it takes processes on CPUs for single ones
-    if (teacher is None) != (recipe.distill is None):
+    if teacher is None and recipe.distill is not None:
+        raise AeroError(f"The recipe {recipe.name} learns from a teacher: give one, a trained model of its shape.")
+    if teacher is not None and recipe.distill is None:
         raise AeroError("A teacher and a recipe that says what to learn from it belong together: give both or neither.")
     origin = start_from or teacher
     with state.main_process_first():
