@@ -57,7 +57,7 @@ def count_parameters(config: ModelConfig, *, tables: bool) -> int:
     if tables:
         total += (config.vocab_size + config.context) * config.width
     for layer in config.layers:
-        total += config.width * (2 * queries + 2 * keys)
+        total += config.width * (5 * queries if layer.shaped else 2 * queries + 2 * keys)
         if layer.feedforward in ("linear", "fused"):
             total += config.width**2
         elif layer.feedforward != "dropped":
