@@ -17,7 +17,7 @@ class Asked(threading.Thread):
     def __init__(self, url: str, *, new_tokens: int = 60, timeout: float = 120.0) -> None:
         super().__init__(daemon=True)
         self._url, self._new_tokens, self._timeout = url, new_tokens, timeout
-        self.pieces = 0
+        self.pieces, self.text = 0, ""
         self.error: str | None = None
         self.finished = False
         self.start()
@@ -45,6 +45,7 @@ class Asked(threading.Thread):
             self.error = piece["error"]["message"]  # type: ignore[index]
         else:
             self.pieces = piece["aero"]["tokens"]  # type: ignore[index]
+            self.text += piece["choices"][0]["text"]  # type: ignore[index]
 
 
 def answered(url: str) -> None:
