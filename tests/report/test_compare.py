@@ -123,6 +123,23 @@ def test_plans_of_one_model_share_a_drawing() -> None:
     assert "guided: 159.6 at 400 MB" in drawings[0]
 
 
+def test_a_table_of_rows_is_taken_apart(tmp_path: Path) -> None:
+    written = json.loads((RESULTS / "baselines-gpt2-tiny.json").read_text())
+    written["cells"][0] = {key: written["cells"][0][key] for key in ("row", "kind", "protocol", "network")}
+    written["cells"][0]["failed"] = "it did not end"
+    runs = collect([write(tmp_path, "table.json", written)])
+    assert [(cost.label, cost.bytes, cost.rounds) for cost in runs.costs] == [
+        (cell["row"], cell["total_bytes"], cell["rounds"]) for cell in written["cells"][1:]
+    ]
+    shown = Page(page(runs))
+    assert "SAS-P(SM+ScFuFFN)" in shown.text
+    drawings = [each["aria-label"] or "" for each in shown.named("svg")]
+    assert not [text for text in drawings if text.startswith("Bytes by operator")]
+    assert len(drawings) == 2 * len(runs.settings())
+    with pytest.raises(AeroError, match=r"table.json is not what benchmarks/private.py writes: cell.rounds"):
+        collect([write(tmp_path, "table.json", {**written, "cells": [written["cells"][1] | {"rounds": "many"}]})])
+
+
 def test_drift_is_relative_to_the_stream(tmp_path: Path) -> None:
     runs = collect([write(tmp_path, "a.json", emulation())])
     assert runs.drifts[0].layers == [(i, pytest.approx(5e-6 * (i + 1))) for i in range(3)]

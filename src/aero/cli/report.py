@@ -15,7 +15,7 @@ def command(
         typer.Argument(
             metavar="RUN...",
             help="JSON files that commands wrote (demo, train, entropy, eliminate plan, private bench, generate, "
-            "estimate, emulate, benchmarks/study.py and removal.py), or folders of them.",
+            "estimate, emulate, benchmarks/study.py, removal.py, private.py and planner.py), or folders of them.",
         ),
     ],
     html: Annotated[Path, typer.Option(help="Where to write the page.")] = Path("runs.html"),

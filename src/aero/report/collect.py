@@ -69,6 +69,12 @@ def _documents(value: dict[str, Any], where: str, folder: str) -> Iterable[tuple
         name = folder if kind == "training" else ""
         yield kind, checked(value, kind, where), Path(where).stem, name
         return
+    if isinstance(value.get("cells"), list):
+        common = {name: value.get(name) for name in ("shape", "tokens", "embedding")}
+        for cell in value["cells"]:
+            # A cell that failed has no figures, and an operator alone is no model.
+            if isinstance(cell, dict) and "failed" not in cell and cell.get("kind") == "model":
+                yield "cell", checked({**common, "cell": cell}, "cell", where), Path(where).stem, ""
     for bundle in BUNDLES:
         entries = value.get(bundle)
         if isinstance(entries, dict):
@@ -143,6 +149,28 @@ def _take_private(runs: Runs, document: Any, _: str) -> None:
             per_token_bytes=later["total_bytes"] if later else None,
             error=document["max_abs_error"],
             commit=document["commit"],
+        )
+    )
+
+
+def _take_cell(runs: Runs, document: Any, _: str) -> None:
+    cell, shape, tokens = document["cell"], document["shape"], document["tokens"]
+    row = cell["row"].partition(",")[0]
+    runs.costs.append(
+        Cost(
+            label=cell["row"],
+            key=row_key(row, SHAPES[shape]().depth, tokens) if shape in SHAPES else row,
+            setting=Setting(shape=shape, protocol=cell["protocol"], tokens=tokens, embedding=document["embedding"]),
+            network="loopback" if cell["network"] == "none" else cell["network"],
+            secure=cell["secure"],
+            bytes=cell["total_bytes"],
+            rounds=cell["rounds"],
+            seconds=cell["seconds"],
+            operators=[],
+            setup_bytes=cell["offline_bytes"],
+            per_token_bytes=None,
+            error=cell["max_abs_error"],
+            commit=cell["commit"],
         )
     )
 
@@ -227,6 +255,7 @@ def _take_study(runs: Runs, document: Any, _: str) -> None:
 _TAKERS: dict[str, Callable[[Runs, Any, str], None]] = {
     "report": _take_report,
     "private": _take_private,
+    "cell": _take_cell,
     "estimate": _take_estimate,
     "entropy": _take_entropy,
     "emulation": _take_emulation,

@@ -31,17 +31,21 @@ def render_compare_page(runs: Runs, *, version: str, date: str) -> str:
     costs = []
     for place, (setting, members) in enumerate(settings.items()):
         ordered = sorted(members, key=lambda cost: -cost.bytes)
-        figures = [
-            compare_plots.operator_bytes(ordered, colours, f"bytes-{place}"),
-            compare_plots.rounds(ordered, f"rounds-{place}"),
-            compare_plots.seconds(ordered, f"seconds-{place}"),
-        ]
+        split = [cost for cost in ordered if cost.operators]  # the rest is in the table
         costs.append(
             {
                 "title": str(setting),
                 "secure": all(cost.secure for cost in members),
                 "grid": cost_grid(setting, ordered),
-                "figures": _drawn(figures),
+                "by_operator": _drawn(
+                    [compare_plots.operator_bytes(split, colours, f"bytes-{place}")] if split else []
+                ),
+                "more": _drawn(
+                    [
+                        compare_plots.rounds(ordered, f"rounds-{place}"),
+                        compare_plots.seconds(ordered, f"seconds-{place}"),
+                    ]
+                ),
             }
         )
     heads = [*runs.heads, *study_plots.heads([row for row in studied if row.phase == "main"])]

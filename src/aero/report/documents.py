@@ -79,6 +79,31 @@ class PrivateDocument(TypedDict):
     commit: str
 
 
+class Cell(TypedDict):
+    """A row of the table of ``benchmarks/private.py``, medians over its repeats; it has no operators."""
+
+    row: str
+    kind: str
+    protocol: str
+    network: str
+    total_bytes: int
+    rounds: int
+    seconds: float
+    offline_bytes: int
+    max_abs_error: float | None
+    secure: bool
+    commit: str
+
+
+class CellDocument(TypedDict):
+    """A cell with what its whole table has in common."""
+
+    shape: str
+    tokens: int
+    embedding: str
+    cell: Cell
+
+
 class EstimatedPhase(TypedDict):
     """A phase of an estimate; sharing the weights is one, too."""
 
@@ -207,6 +232,7 @@ KINDS: dict[str, tuple[Any, frozenset[str], str]] = {
         frozenset({"total_bytes", "trust_model", "prefill", "operators"}),
         "aero private bench",
     ),
+    "cell": (CellDocument, frozenset({"shape", "cell"}), "benchmarks/private.py"),
     "estimate": (EstimateDocument, frozenset({"memory_per_party", "prefill"}), "aero private estimate"),
     "entropy": (EntropyReport, frozenset({"mean", "verdicts", "reachable_maximum"}), "aero entropy"),
     "emulation": (EmulationDocument, frozenset({"exact_perplexity", "layers"}), "aero private emulate"),
