@@ -284,6 +284,21 @@ def order(out: Path) -> None:
         save(figure, out)
 
 
+def drift(out: Path) -> None:
+    """How far fixed point is from double precision behind every layer of the demo's two models."""
+    with drawing(6.4, 2.6) as figure:
+        axes = figure.subplots()
+        for name, label, colour in (("baseline", "SM+LN+G", GREY), ("aero", "static+bilinear", BLUE)):
+            layers = result(f"emulation-demo-{name}.json")["layers"]
+            errors = [layer["rms_error"] / layer["rms_stream"] for layer in layers]
+            axes.plot([layer["layer"] for layer in layers], errors, color=colour, marker="o", label=label)
+        axes.set(xlabel="layer", ylabel="RMS error / RMS of stream", xticks=range(len(layers)))
+        axes.set_ylim(bottom=0)
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0e}" if value else "0")
+        axes.legend()
+        save(figure, out)
+
+
 FIGURES: dict[str, Callable[[Path], None]] = {
     "road": road,
     "parties": parties,
@@ -292,6 +307,7 @@ FIGURES: dict[str, Callable[[Path], None]] = {
     "entropy-before-nan": collapse,
     "bytes-by-operator": operators,
     "order-of-removal": order,
+    "drift-by-layer": drift,
 }
 
 

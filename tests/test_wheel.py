@@ -8,7 +8,7 @@ import subprocess
 import sys
 import zipfile
 from email import message_from_bytes
-from importlib.metadata import packages_distributions
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
 import pytest
@@ -73,3 +73,9 @@ def test_what_the_wheel_needs_covers_what_it_imports(wheel: zipfile.ZipFile) -> 
 
 def _canonical(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_the_package_starts_as_a_module() -> None:
+    """Launchers such as torchrun start a module, not a script."""
+    done = subprocess.run([sys.executable, "-m", "aero", "--version"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout.strip()) == (0, version("aero-private"))

@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 from aero.errors import AeroError
 from aero.report.collect import collect
 from aero.report.compare_page import render_compare_page
-from aero.report.compare_plots import Point, undominated
-from aero.report.runs import Runs, reachable
+from aero.report.compare_plots import Point, heat_maps, undominated
+from aero.report.runs import HeadMap, Runs, reachable
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
 REMOVAL = RESULTS / "removal-bounded-gpt2-small-aby3.json"
@@ -144,8 +144,17 @@ def test_drift_is_relative_to_the_stream(tmp_path: Path) -> None:
     runs = collect([write(tmp_path, "a.json", emulation())])
     assert runs.drifts[0].layers == [(i, pytest.approx(5e-6 * (i + 1))) for i in range(3)]
     text = Page(page(runs)).text
+    assert "mathdefault" not in text
+    assert "1e-05" in text
     assert "small, 64-bit ring, 20 fraction bits" in text
     assert "12.25" in text
+
+
+@pytest.mark.parametrize("amount", [1, 2, 3, 5])
+def test_a_panel_a_model_and_no_empty_one(amount: int) -> None:
+    drawn = heat_maps([HeadMap(label=f"model {i}", mean=[[0.1, None]], top=1.0) for i in range(amount)], "heads").svg
+    assert len(re.findall(r">model \d<", drawn)) == drawn.count(">layer<") == amount
+    assert ">0.25<" not in drawn  # a tick of axes that nobody filled
 
 
 def test_what_nothing_beats() -> None:

@@ -155,7 +155,7 @@ def heat_maps(maps: Sequence[HeadMap], name: str) -> Plot:
     with canvas(NARROW, 0.9 + lines * (0.75 + max(0.7, min(2.2, 0.17 * depth)))) as figure:
         grid = figure.subplots(lines, columns, squeeze=False).flat
         mesh = None
-        for axes, each in zip(grid, maps, strict=False):
+        for each, axes in zip(maps, grid, strict=False):  # in this order the grid keeps the panels that are left
             shares = [[math.nan if value is None else value / each.top for value in layer] for layer in each.mean]
             mesh = axes.pcolormesh(shares, vmin=0.0, vmax=1.0, cmap=scale, edgecolors="face", linewidth=0.2)
             axes.invert_yaxis()
@@ -189,6 +189,9 @@ def drift(drifts: Sequence[Drift], name: str) -> Plot:
             axes.plot(xs, ys, color=colour, marker="o", markersize=4, label=each.label)
             words.append(f"{each.label}: {ys[0]:.1e} behind the first layer, {ys[-1]:.1e} behind the last")
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0e}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
         axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
         axes.set_xlabel("layer")
         axes.set_ylabel("RMS error / RMS of stream")
