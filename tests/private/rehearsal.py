@@ -43,6 +43,10 @@ class Rehearsal:
         for runtime, share in zip(self._runtimes, shares, strict=True):
             runtime.set_var(name, share)
 
+    def get(self, name: str) -> np.ndarray:
+        """The numbers that all shares of ``name`` make."""
+        return np.asarray(self._io.reconstruct([runtime.get_var(name) for runtime in self._runtimes]), np.float64)
+
     def run(self, code: bytes, inputs: Sequence[str], outputs: Sequence[str]) -> tuple[int, int]:
         """Bytes that all parties sent, and messages of the party that sent most."""
         executable = libspu.Executable(

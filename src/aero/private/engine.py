@@ -34,6 +34,7 @@ from aero.private.dealer.access import DealerAccess
 from aero.private.program import Step, freed
 from aero.private.protocols import CLIENT, MODEL, Protocol
 from aero.private.ring import FRACTION_BITS
+from aero.private.squares import open_once
 
 MESSAGE_TIMEOUT = 24 * 3600.0
 """Seconds the link waits for a message. Long on purpose: a lost party is noticed by ``watch``, not by a slow step."""
@@ -216,7 +217,7 @@ class Engine:
     def _compile(self, step: Step, known: Shapes) -> tuple[libspu.Executable, tuple[tuple[int, ...], ...]]:
         key = self._key(step, known)
         if key not in self._compiled:
-            self._compiled[key] = lower(step.function, step.inputs, key[1])
+            self._compiled[key] = lower(step.function, step.inputs, key[1], self.protocol)
         code, outputs = self._compiled[key]
         label = step.operator if step.layer is None else f"{step.operator} {step.layer}"
         executable = libspu.Executable(
@@ -284,9 +285,12 @@ def opened_messages(protocol: Protocol, shape: tuple[int, ...]) -> list[int]:
 
 
 def lower(
-    function: Callable[..., Any], inputs: Sequence[str], shapes: Sequence[tuple[int, ...]]
+    function: Callable[..., Any], inputs: Sequence[str], shapes: Sequence[tuple[int, ...]], protocol: Protocol
 ) -> tuple[bytes, tuple[tuple[int, ...], ...]]:
-    """``function`` of secret inputs of these shapes in the engine's own language, and the shapes of its results."""
+    """``function`` of secret inputs of these shapes in the engine's own language, and the shapes of its results.
+
+    Where the protocol's products open their factors under masks, a square opens its one factor once.
+    """
     types = [np.int32 if name.startswith(MASKED) else np.float32 for name in inputs]
     arguments = [jax.ShapeDtypeStruct(*each) for each in zip(shapes, types, strict=True)]  # type: ignore[no-untyped-call]
     secret = [libspu.Visibility.VIS_SECRET] * len(shapes)
@@ -299,7 +303,8 @@ def lower(
         secret,
         lambda outputs: [str(index) for index in range(len(outputs))],
     )
-    return executable.code, tuple(tuple(each.shape) for each in jax.tree_util.tree_leaves(out))
+    code = open_once(executable.code) if protocol.weights == "cached" else executable.code
+    return code, tuple(tuple(each.shape) for each in jax.tree_util.tree_leaves(out))
 
 
 def identity(function: Callable[..., Any]) -> Any:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aero.config import GeluForm
+from aero.private import ring
 
 
 def rms(x: jax.Array, eps: jax.Array) -> jax.Array:
@@ -23,9 +24,9 @@ def rms(x: jax.Array, eps: jax.Array) -> jax.Array:
     The engine's reciprocal root is good to a thousandth. One Newton step, r (3 - v r^2) / 2, squares that error; it
     runs on one number a row and costs next to nothing.
     """
-    variance = jnp.mean(x * x, axis=-1, keepdims=True) + eps
+    variance = jnp.mean(ring.square(x), axis=-1, keepdims=True) + eps
     root = jax.lax.rsqrt(variance)
-    root = root * (1.5 - 0.5 * (variance * (root * root)))
+    root = root * (1.5 - 0.5 * (variance * ring.square(root)))
     return x * root
 
 
@@ -40,7 +41,7 @@ def gelu_by_tanh(x: jax.Array) -> jax.Array:
     That tanh ends at tanh(3) = 0.9951, so the error grows with |x|: under 6e-3 on [-2, 2], 2e-2 on [-8, 8]. Stands for
     the erf form too, which the engine computes at five times the bytes; the two differ by at most 4.8e-4.
     """
-    inner = math.sqrt(2.0 / math.pi) * (x + 0.044715 * (x * x * x))
+    inner = math.sqrt(2.0 / math.pi) * (x + 0.044715 * (ring.square(x) * x))
     return (0.5 * x) * (1.0 + jnp.tanh(inner))
 
 
@@ -53,9 +54,9 @@ def gelu_by_polynomial(x: jax.Array, *, erf: bool) -> jax.Array:
     """
     c = EVEN_PART["erf" if erf else "tanh"]
     scaled = x * (1.0 / EDGE)
-    u = scaled * scaled
-    u2 = u * u
-    u3, u4 = u2 * u, u2 * u2
+    u = ring.square(scaled)
+    u2 = ring.square(u)
+    u3, u4 = u2 * u, ring.square(u2)
     low = c[0] + c[1] * u + c[2] * u2 + c[3] * u3
     high = c[4] + c[5] * u + c[6] * u2 + c[7] * u3
     return jnp.where(u < 1.0, 0.5 * x + (low + u4 * high), jnp.maximum(x, 0.0))
@@ -73,7 +74,7 @@ def leaky(x: jax.Array, slope: jax.Array) -> jax.Array:
 
 def square(x: jax.Array) -> jax.Array:
     """x^2: one product."""
-    return x * x
+    return ring.square(x)
 
 
 def silu(x: jax.Array) -> jax.Array:

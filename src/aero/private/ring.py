@@ -7,6 +7,8 @@ free. So here a product stays *double*, with 2 f fraction bits, until ``truncate
 
     truncate(product(x, x) + scaled(x, 0.5))      # x^2 + x/2: one product, one truncation
 
+A product of a number with itself is also told from others here: under masks it opens that number once (``squares``).
+
 In plain JAX (and on whatever interprets the jaxpr in floating point) the four are ordinary arithmetic and ``truncate``
 is the identity. For the engine they become integer products of the shares: nothing changes but when bits are cut.
 
@@ -61,6 +63,11 @@ def scaled(x: jax.Array, factor: Any) -> jax.Array:
 def truncate(x: jax.Array) -> jax.Array:
     """A double back at f fraction bits: one round, the result off by at most one unit."""
     return truncate_p.bind(x)  # type: ignore[no-any-return,no-untyped-call]
+
+
+def square(x: jax.Array) -> jax.Array:
+    """x^2 at f fraction bits: one product, one truncation."""
+    return truncate(product(x, x))
 
 
 class Constant:

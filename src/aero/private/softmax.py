@@ -132,9 +132,9 @@ def exponential(x: jax.Array) -> jax.Array:
     """
     root = 2.0**-0.5
     shifted = jnp.maximum(x, -CLIP) * (root / 2**SQUARINGS) + root
-    base: jax.Array = shifted * shifted + 0.5
+    base: jax.Array = ring.square(shifted) + 0.5
     for _ in range(SQUARINGS):
-        base = base * base
+        base = ring.square(base)
     return base
 
 
@@ -173,7 +173,7 @@ def power_weights(scores: jax.Array, offset: jax.Array, *, triangle: Triangle, p
     """
     raised = scores + offset[:, None]
     for _ in range(power // 2):
-        raised = ring.truncate(ring.product(raised, raised))
+        raised = ring.square(raised)
     floor = power_ends(bound, power)[0]
     return triangle.unpack(jnp.where(triangle.packed_mask()[None], raised + floor, 0.0))
 

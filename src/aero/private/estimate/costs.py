@@ -71,7 +71,7 @@ class Walk:
         if not secret:
             return "public"
         if name == "custom_call":
-            return self._custom(operation)
+            return self._custom(operation, kinds[0])
         if name == "convert":
             return self._convert(operation, kinds[0])
         if name == "reduce" and "applies pphlo.add " in operation.detail:
@@ -105,7 +105,9 @@ class Walk:
             return result
         self._share(operation.types, kinds)
         if name == "multiply" and operation.result_types[0].element != "f32":
-            self.cost += Cost(size * (self.laws.left + self.laws.right + self.laws.result), self.laws.rounds)
+            left, right = (0 if kind == "cached" else size for kind in kinds)
+            sent = self.laws.left * left + self.laws.right * right + self.laws.result * size
+            self.cost += Cost(sent, self.laws.rounds if sent else 0)
             return result
         letters = "".join({"public": "p", "bits": "b"}.get(kind, "s") for kind in kinds)
         if name in _SYMMETRIC:
@@ -143,9 +145,9 @@ class Walk:
         self._add(self.laws.publish, operation.result_types[0].size)
         return "shared"
 
-    def _custom(self, operation: Operation) -> Kind:
+    def _custom(self, operation: Operation, kind: Kind) -> Kind:
         if "make_cached_var" in operation.detail:
-            return "masked"
+            return kind if kind.startswith("owner") else "masked"  # what one party has alone needs no mask
         if "drop_cached_var" in operation.detail:
             return "shared"
         raise ValueError(f"no law for the call {operation.detail.strip().split('(')[0]}")

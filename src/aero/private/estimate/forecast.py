@@ -89,7 +89,8 @@ def forecast(
 
 
 _LOWERED: dict[Any, tuple[Listing, tuple[Shape, ...]]] = {}
-"""What the compiler makes of a function at these shapes is the same in every forecast, and takes most of its time."""
+"""What the compiler makes of a function at these shapes, by whether products open their factors under masks: the same
+in every forecast, and most of its time."""
 
 
 class _Forecasting:
@@ -182,9 +183,10 @@ class _Forecasting:
         shapes = tuple(self.shapes[name] for name in step.inputs)
         kinds = tuple(self.kinds[name] for name in step.inputs)
         # Integers are told from numbers by their name.
-        key = (identity(step.function), shapes, tuple(name.startswith(MASKED) for name in step.inputs))
+        integers = tuple(name.startswith(MASKED) for name in step.inputs)
+        key = (identity(step.function), shapes, integers, self.protocol.weights == "cached")
         if key not in _LOWERED:
-            code, outputs = lower(step.function, step.inputs, shapes)
+            code, outputs = lower(step.function, step.inputs, shapes, self.protocol)
             _LOWERED[key] = (read_listing(code), outputs)
         listing, outputs = _LOWERED[key]
         if (key, kinds) not in self._walked:
