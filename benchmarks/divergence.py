@@ -37,7 +37,7 @@ from aero.config import LayerConfig, ModelConfig, architecture
 from aero.eliminate.anneal import Annealing, StaticSchedule
 from aero.files import write_json
 from aero.model import AeroConfig, AeroForCausalLM, StaticNorm, static_norms
-from aero.model.norm import MOMENTUM
+from aero.model.norm import GUARD, MOMENTUM, STRAY
 from aero.train.loop import parameter_groups
 from stability_corpus import Corpus, batches, load_corpus
 
@@ -78,8 +78,10 @@ class Cure:
 
     shipped: ``StaticNorm`` and ``StaticSchedule()`` as they are; the other fields but ``scaled`` then say nothing.
     geometric: blend of ln(1/sigma) in place of 1/sigma. logarithmic: the constant follows the mean of it.
-    refresh: the constant follows until the norm is frozen.
+    refresh: the constant follows until the norm is frozen. fast: within ten batches, not a hundred.
     deviation: weight of the deviation in the loss; squared: it is ln(u)^2 instead of (u^2 - 1 - ln u^2) / 2.
+    stray: the token with the largest u adds to the deviation. settle: its weight rises up to the start of the blend.
+    guard: from the blend on, training holds what leaves a norm.
     end: share of the steps at which the blend ends. slow: factor on the learning rate once the norms are frozen.
     decay: weight decay of the feed-forward matrices. scaled: learned output scales. stagger: as in ``StaticSchedule``.
     never: norms stay norms.
@@ -89,8 +91,12 @@ class Cure:
     geometric: bool = False
     logarithmic: bool = False
     refresh: bool = False
+    fast: bool = False
     deviation: float = 0.0
     squared: bool = False
+    stray: bool = False
+    settle: bool = False
+    guard: bool = False
     end: float = 0.65
     slow: float = 1.0
     decay: float = 0.1
@@ -104,6 +110,10 @@ CURES: dict[str, dict[str, Any]] = {
     "shipped": {"shipped": True},
     "never": {"never": True},
     "refresh": {"refresh": True},
+    "fast": {"fast": True},
+    "stray": {"stray": True},
+    "settle": {"settle": True},
+    "guard": {"guard": True},
     "geometric": {"geometric": True, "logarithmic": True},
     "blend": {"geometric": True},
     "deviation": {"deviation": 0.3},
@@ -137,17 +147,21 @@ class Variant(StaticNorm):
         if self.training and share < (1.0 if cure.refresh else 1e-9):
             with torch.no_grad():
                 self.updates.add_(1.0)
-                weight = (1.0 / self.updates).clamp(min=MOMENTUM)
+                weight = (1.0 / self.updates).clamp(min=MOMENTUM if cure.fast else 0.01)
                 old = self.constant.log() if cure.logarithmic else self.constant
                 new = old + weight * ((inverse.log() if cure.logarithmic else inverse).mean() - old)
                 self.constant.copy_(new.exp() if cure.logarithmic else new)
         if self.training:
             off = 2 * (self.constant / inverse).log()
             self.deviation = (off / 2).square().mean() if cure.squared else (off.exp() - 1 - off).mean() / 2
+            if cure.stray:
+                self.deviation = self.deviation + torch.relu(off.amax() / 2 - math.log(STRAY))
         if cure.geometric:
             scale = inverse.pow(1 - share) * self.constant.pow(share)
         else:
             scale = (1 - share) * inverse + share * self.constant
+        if cure.guard and self.training and share > 0:
+            scale = torch.minimum(scale, GUARD * inverse)
         return wide * scale * self.weight + self.bias
 
 
@@ -271,6 +285,8 @@ def train(row: str, setting: Setting, cure: Cure, corpus: Corpus, seed: int, *, 
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["lr"] = peak * factor
         annealing.apply(model, 0 if cure.never else step, steps)
+        if not (cure.shipped or cure.settle):
+            model.deviation_strength = cure.deviation
         windows = next(source).long()[:, : setting.context]
         figures.clear()
         look = step % ENTROPY_EVERY == 0

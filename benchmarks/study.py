@@ -6,9 +6,10 @@
 
 ``study_plan.py`` says which runs there are, in phases: ``search`` (the same learning rates for every row), ``main``
 (six rows, three seeds), ``stability`` (ten runs of the static rows: seeds, two cuts of the corpus, half to twice the
-rate), ``context``, ``deep``, ``long``, ``other``. Optimiser settings are those of arXiv 2501.03489, section 5; every
-run has the same tokens a step. Each run stands alone in --out: NAME.json, NAME.log, and while it is under way
-NAME.state, from which it goes on after a cut. Runs that have a document are not repeated.
+rate), ``context``, ``cure`` (static norms without one of the things that hold them), ``deep``, ``long``, ``other``.
+Optimiser settings are those of arXiv 2501.03489, section 5; every run has the same tokens a step. Each run stands
+alone in --out: NAME.json, NAME.log, and while it is under way NAME.state, from which it goes on after a cut. Runs that
+have a document are not repeated.
 
 STUDY_COMMIT in the environment names the commit where git is not there to say it.
 --budget: seconds until every run writes its state and the program ends. --parallel: runs side by side, on all GPUs.

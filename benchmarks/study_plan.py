@@ -52,6 +52,9 @@ BEST = (BASELINE, "static+bilinear", "static+bilinear+bounded")
 """The rows that are also trained with longer contexts and deeper."""
 STABLE = ("static+bilinear", "static+bilinear+bounded")
 RATES = (5e-4, 1e-3, 2e-3)
+ABLATIONS = ("stray", "settle", "guard", "fast", "everything")
+"""What static norms can lack (``study_ablation.py``)."""
+WITHOUT = " without "
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,11 @@ SCALES = {
 
 @dataclass(frozen=True)
 class Run:
-    """One training run. ``rate`` is None while the search that decides it is not done."""
+    """One training run. ``rate`` is None while the search that decides it is not done.
+
+    row: as in ``aero.config.architecture``; in EReg(...) with the entropy regulariser; "ROW without X" lacks X, one of
+        ``ABLATIONS``.
+    """
 
     phase: str
     row: str
@@ -134,11 +141,17 @@ class Run:
 
     def config(self, scale: Scale) -> ModelConfig:
         """The model."""
-        inner = re.fullmatch(r"EReg\((.+)\)", self.row)
+        row = self.row.partition(WITHOUT)[0]
+        inner = re.fullmatch(r"EReg\((.+)\)", row)
         shape = replace(scale.shape, context=self.context, layers=(LayerConfig(),) * self.layers)
-        config = architecture(inner[1] if inner else self.row, shape)
+        config = architecture(inner[1] if inner else row, shape)
         temperature = any(layer.temperature for layer in config.layers)
         return replace(config, temperature_init=1e-2) if temperature else config
+
+    @property
+    def without(self) -> str:
+        """What its static norms lack, one of ``ABLATIONS``; "" for nothing."""
+        return self.row.partition(WITHOUT)[2]
 
     @property
     def regularised(self) -> bool:
@@ -189,6 +202,8 @@ def plan(scale: Scale, results: Iterable[Mapping[str, Any]]) -> list[Run]:
     runs += [
         run("context", row, context=length, seed=s) for length in scale.contexts for s in scale.seeds for row in BEST
     ]
+    cures = (STABLE[0], *(f"{STABLE[0]}{WITHOUT}{each}" for each in ABLATIONS))
+    runs += [run("cure", row, tokens=scale.search, rate=RATES[1]) for row in cures]
     runs += [run("deep", row, layers=scale.deep) for row in BEST]
     runs += [run("long", row, tokens=scale.long) for row in BEST]
     return runs + [run("other", row) for row in OTHERS if fits(row, layers)]

@@ -22,12 +22,15 @@ from aero.config import ModelConfig
 from aero.entropy import EntropyRegularizer, EntropyRegularizerConfig, bucket_shares, head_entropy, reachable_entropy
 from aero.files import write_json
 from aero.model.decoder import Decoder
-from stability import Row, cross_entropy, learning_rate, make_optimizer, penalty, schedules
+from stability import Row, cross_entropy, learning_rate, make_optimizer, penalty
+from study_ablation import largest_u, largest_u_of_text, schedules_without
 from study_corpus import StudyCorpus
 from study_plan import Run, Scale
 
 EREG_STRENGTH = 1e-2
 HELD_OUT_TOKENS = 2_000_000
+U_TOKENS = 400_000
+"""Tokens whose u is measured."""
 
 
 class OutOfTimeError(Exception):
@@ -54,7 +57,7 @@ def train(
     optimizer, parameters = make_optimizer(
         Row(run.row, config, None, None), model, regularizer, run.rate, torch.device(device)
     )
-    state: dict[str, Any] = {"step": 0, "losses": [], "norms": [], "seconds": 0.0}
+    state: dict[str, Any] = {"step": 0, "losses": [], "norms": [], "largest": [], "seconds": 0.0}
     if state_file.exists():
         state = torch.load(state_file, map_location=device, weights_only=True)
         model.load_state_dict(state["model"])
@@ -67,16 +70,16 @@ def train(
         for layer in model.layers:
             layer.compile()
     loss_of = torch.compile(cross_entropy) if compiled else cross_entropy
-    annealing = schedules(config)
+    annealing = schedules_without(config, run.without)
     bounds = any(layer.bounds_logits for layer in config.layers)
     source = batches(training, size, run.seed, state["step"])
     began, saved = time.monotonic(), time.monotonic()
-    losses, norms = list(state["losses"]), list(state["norms"])
+    losses, norms, largest = list(state["losses"]), list(state["norms"]), list(state["largest"])
 
     def seconds() -> float:
         return float(state["seconds"]) + time.monotonic() - began
 
-    pending: list[tuple[Tensor, Tensor]] = []
+    pending: list[Tensor] = []
     nan_step: int | None = None
     for step in range(state["step"], steps):
         for group in optimizer.param_groups:
@@ -88,7 +91,7 @@ def train(
             with torch.autocast("cuda", torch.bfloat16) if compiled else nullcontext():
                 result = model(windows[:, :-1], with_entropy=regularizer is not None, with_logits=bounds)
                 loss = loss_of(result.logits, windows[:, 1:])
-            objective = loss + penalty(model, result, annealing)
+            objective = loss + penalty(model, result, annealing, step, steps)
             if regularizer is not None and result.entropies is not None:
                 objective = objective + regularizer(result.entropies)
             (objective * share).backward()
@@ -96,19 +99,20 @@ def train(
         norm = nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        pending.append((total, norm.detach()))
+        pending.append(torch.cat([torch.stack([total, norm.detach()]), largest_u(model)]))
         # Values come over ten at a time: each on its own would make the device wait.
         if len(pending) == 10 or step + 1 == steps or time.monotonic() > min(until, saved + save):
-            values = torch.stack([torch.stack(pair) for pair in pending]).tolist()
+            values = torch.stack(pending).tolist()
             losses += [value[0] for value in values]
             norms += [value[1] for value in values]
+            largest += [value[2:] for value in values]
             pending = []
             bad = [i for i, pair in enumerate(zip(losses, norms, strict=True)) if not all(map(math.isfinite, pair))]
             if bad:
                 nan_step = bad[0]
                 break
             if time.monotonic() > min(until, saved + save) and step + 1 < steps:
-                entries = {"step": step + 1, "losses": losses, "norms": norms, "seconds": seconds()}
+                entries = {"step": step + 1, "losses": losses, "norms": norms, "largest": largest, "seconds": seconds()}
                 entries |= {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
                 if regularizer is not None:
                     entries["regularizer"] = regularizer.state_dict()
@@ -123,6 +127,7 @@ def train(
     # Not compiled: the graphs would serve these few seconds only and take longer to build.
     with torch.compiler.set_stance("force_eager"):
         figures = evaluate(model, config, held_out, device) if nan_step is None else {}
+        stray = largest_u_of_text(model, held_out[: U_TOKENS // config.context], 32, device)
     finite = losses[: len(losses) if nan_step is None else nan_step]
     every = max(1, steps // 100)
     document = {
@@ -139,6 +144,8 @@ def train(
         "operators": operators(config),
         "curve": [[step, round(finite[step], 4)] for step in range(0, len(finite), every)],
         "largest_gradient_norm": max(norms[: len(finite)], default=None),
+        "largest_u": u_curve(largest, every, nan_step),
+        "largest_u_held_out": stray if nan_step is None else None,
         "seconds": round(trained, 1),
         "device": torch.cuda.get_device_name() if compiled else "cpu",
         "corpus": asdict(corpus.facts),
@@ -148,6 +155,15 @@ def train(
     }
     write_json(target, document)
     state_file.unlink(missing_ok=True)
+
+
+def u_curve(largest: list[list[float]], every: int, nan_step: int | None) -> list[list[float | None]]:
+    """[step, largest u, norm that had it] at every ``every``-th step and at the last twenty before a NaN."""
+    close = set() if nan_step is None else set(range(max(0, nan_step - 20), nan_step + 1))
+    steps = [step for step in range(len(largest)) if step % every == 0 or step in close]
+    return [
+        [step, round(u, 3) if math.isfinite(u) else None, norm] for step in steps for u, norm in [largest[step]] if u
+    ]
 
 
 def ereg(config: ModelConfig) -> EntropyRegularizer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import pytest
@@ -12,7 +13,7 @@ from torch.nn import functional
 
 from aero.config import LayerConfig, architecture
 from aero.model import Decoder, StaticNorm, set_static_blend, static_deviation, static_norms
-from aero.model.norm import MOMENTUM, make_norm
+from aero.model.norm import GUARD, MOMENTUM, STRAY, make_norm
 
 Static = Literal["static", "static_rms"]
 KINDS: list[Static] = ["static", "static_rms"]
@@ -108,7 +109,7 @@ def test_training_leaves_what_the_constant_misses_by(kind: Static, blend: float)
     x = torch.randn(4, 8, dtype=torch.float64, requires_grad=True)
     norm(x)
     ratio = norm.constant / inverse_sigma(kind, x)
-    expected = (ratio.square() - 1 - 2 * ratio.log()).mean() / 2
+    expected = (ratio.square() - 1 - 2 * ratio.log()).mean() / 2 + torch.relu((ratio.max() / STRAY).log())
     found = static_deviation(norm)
     assert found is not None
     torch.testing.assert_close(found, expected)
@@ -118,6 +119,62 @@ def test_training_leaves_what_the_constant_misses_by(kind: Static, blend: float)
     assert static_deviation(norm) is None  # it is read once
     norm.eval()(x)
     assert static_deviation(norm) is None
+
+
+def test_the_token_furthest_out_adds_its_logarithm_alone() -> None:
+    norm = static("static")
+    with torch.no_grad():
+        norm.constant.fill_(1.0)
+    norm.set_blend(1.0)
+    x = functional.layer_norm(torch.randn(50, 8, dtype=torch.float64), (8,))
+    scale = torch.ones(50, 1, dtype=torch.float64)
+    scale[7], scale[9] = 1e3, 1e2
+    found = []
+    for factor in (1.0, 1.01):
+        grown = scale.clone()
+        grown[7] *= factor
+        norm(grown * x)
+        left = static_deviation(norm)
+        assert left is not None
+        u = norm.constant / inverse_sigma("static", grown * x)
+        found.append(left - (u.square() - 1 - 2 * u.log()).mean() / 2)
+        assert norm.largest is not None
+        torch.testing.assert_close(norm.largest, u.max().detach())
+    # The second furthest is not in it, and a hundredth more of the furthest is a hundredth more.
+    torch.testing.assert_close(found[0], (u.max() / 1.01 / STRAY).log(), rtol=1e-4, atol=1e-4)
+    assert float((found[1] - found[0]).detach()) == pytest.approx(math.log(1.01), rel=1e-2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("blend", [0.0, 0.5, 1.0])
+def test_training_guards_against_tokens_far_out_and_inference_does_not(kind: Static, blend: float) -> None:
+    norm = static(kind)
+    norm.set_blend(blend)
+    x = functional.layer_norm(torch.randn(6, 8, dtype=torch.float64), (8,))
+    if kind == "static_rms":
+        x = x / x.square().mean(-1, keepdim=True).sqrt()
+    x = x * torch.tensor([0.5, 1.0, 3.9, 4.1, 40.0, 1e9], dtype=torch.float64)[:, None]
+
+    def sizes() -> Tensor:
+        with torch.no_grad():
+            norm.constant.fill_(1.0)
+            norm.updates.fill_(1e9 if blend < 1 else 0.0)
+            old = norm.constant.clone()
+            found = norm(x).square().mean(-1).sqrt()
+            norm.constant.copy_(old)
+        return found
+
+    norm.eval()
+    free = sizes()
+    norm.train()
+    monitored = sizes()
+    assert float(free[-1]) == pytest.approx(1e9**blend, rel=1e-3)
+    if blend == 0:
+        torch.testing.assert_close(monitored, free)
+    elif blend == 1:
+        torch.testing.assert_close(monitored, free.clamp(max=GUARD), rtol=1e-4, atol=1e-4)
+    else:
+        assert float(monitored.max()) <= GUARD * (1 + 1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -43,13 +43,22 @@ def test_the_plan_covers_the_study_and_no_name_is_twice(study: Any) -> None:
     names = [run.name for run in runs]
     assert len(set(names)) == len(names)
     count = {phase: sum(run.phase == phase for run in runs) for phase in dict.fromkeys(run.phase for run in runs)}
-    assert count == {"search": 18, "main": 18, "stability": 10, "context": 18, "deep": 3, "long": 3, "other": 22}
-    assert all((run.rate is None) == (run.phase != "search") for run in runs)
+    assert count == {
+        "search": 18,
+        "main": 18,
+        "stability": 10,
+        "context": 18,
+        "cure": 6,
+        "deep": 3,
+        "long": 3,
+        "other": 22,
+    }
+    assert all((run.rate is None) == (run.phase not in ("search", "cure")) for run in runs)
     stable = [run for run in runs if run.phase == "stability"]
     assert {run.cut for run in stable} == {0, 1}
     for run in runs:
         assert run.config(study.SCALES["small"]).context == run.context
-        assert run.tokens >= 85_000_000 or run.phase == "search"
+        assert run.tokens >= 85_000_000 or run.phase in ("search", "cure")
 
 
 def test_the_search_decides_every_rate(study: Any) -> None:
@@ -93,11 +102,39 @@ def test_a_run_that_is_cut_off_goes_on_as_if_nothing_had_happened(
         assert rounds == (1 if name == "whole" else documents[0]["steps"])
         assert not list(out.glob("*.state"))
     one, other = documents
-    for name in ("curve", "held_out_loss", "head_entropy", "largest_gradient_norm"):
+    for name in ("curve", "held_out_loss", "head_entropy", "largest_gradient_norm", "largest_u", "largest_u_held_out"):
         assert one[name] == other[name], name
     assert one["operators"] == {"bounded heads": 4, "bilinear": 2}
     assert one["nan_step"] is None
+    assert all(0 < u < 100 and norm in range(5) for _, u, norm in one["largest_u"])
+    assert one["largest_u_held_out"] > 0
     assert one["perplexity"] == pytest.approx(math.exp(one["held_out_loss"]))
+
+
+@pytest.mark.parametrize("without", ["stray", "settle", "guard", "fast", "everything"])
+def test_a_run_lacks_what_its_row_says(
+    study: Any, tiny: tuple[Any, Any, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without: str
+) -> None:
+    from aero.model import norm
+
+    for name in ("STRAY", "GUARD", "MOMENTUM"):
+        monkeypatch.setattr(norm, name, getattr(norm, name))
+    # Small enough that every one of them tells in twenty steps.
+    norm.STRAY, norm.GUARD = 1.1, 1.2
+    scale, corpus, _ = tiny
+    runs = [run for run in study.plan(scale, []) if run.phase == "cure" and run.without in ("", without)]
+    documents = []
+    for run in runs:
+        study.train(run, scale, corpus, tmp_path, device="cpu", until=math.inf, save=math.inf, parts=1)
+        documents.append(json.loads((tmp_path / f"{run.name}.json").read_text()))
+    assert [document["run"]["row"] for document in documents] == [
+        "static+bilinear",
+        f"static+bilinear without {without}",
+    ]
+    assert documents[0]["held_out_loss"] != documents[1]["held_out_loss"]
+    assert (norm.STRAY > 1e20) == (without in ("stray", "everything"))
+    assert (norm.GUARD > 1e20) == (without in ("guard", "everything"))
+    assert (norm.MOMENTUM == 0.01) == (without in ("fast", "everything"))
 
 
 def test_a_run_that_diverges_says_at_which_step(study: Any, tiny: tuple[Any, Any, Path], tmp_path: Path) -> None:

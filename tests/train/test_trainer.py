@@ -121,7 +121,9 @@ def test_the_model_follows_its_schedules(corpus: Path, tmp_path: Path, monkeypat
     monkeypatch.setattr(AeroForCausalLM, "forward", record)
     schedule = StaticSchedule(start=0.25, end=0.75, deviation=0.2)
     train(tiny("static+bilinear", static=schedule, steps=8), corpus, tmp_path / "run")
-    assert seen == [(blend, 0.2) for blend in (0, 0, 0, 0.25, 0.5, 0.75, 1, 1)]
+    assert [blend for blend, _ in seen] == [0, 0, 0, 0.25, 0.5, 0.75, 1, 1]
+    # From a tenth of the steps to the start of the blend the weight rises; step 1 is a sixth of the way.
+    assert [weight for _, weight in seen] == pytest.approx([0, 0.2 / 6] + [0.2] * 6)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
     assert {norm.phase for _, norm in static_norms(model)} == {"frozen"}
 
@@ -190,7 +192,7 @@ def test_the_best_checkpoint_is_kept_beside_the_last(
 
     monkeypatch.setattr(AeroTrainer, "_save_checkpoint", record)
     monkeypatch.setattr("aero.train.loop.evaluate_perplexity", lambda *_: next(given))
-    recipe = tiny("static+bilinear", steps=12, checkpoints=5, static=StaticSchedule(start=0.1, end=0.3))
+    recipe = tiny("static+bilinear", steps=12, checkpoints=5, static=StaticSchedule(start=0.1, end=0.3, settle=0.0))
     result = train(recipe, corpus, tmp_path / "run")
     assert kept == [["checkpoint-2"], ["checkpoint-4"], ["checkpoint-6"]] + [
         ["checkpoint-6", f"checkpoint-{step}"] for step in (8, 10, 12)

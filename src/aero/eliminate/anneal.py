@@ -56,12 +56,15 @@ class StaticSchedule(Ramp):
         the share 1 - stagger of the time from ``start`` to ``end``. In [0, 1).
     deviation: weight in the loss of ``aero.model.norm.static_deviation``; 0 leaves sigma free. It acts in
         training only.
+    settle: until then the weight is 0; it is ``deviation`` from ``start`` on, and linear between. From the first step
+        on it would cost what a model learns fastest; with the blend it would come too late. In [0, start).
     """
 
     start: float = 0.35
     end: float = 0.9
     stagger: float = 0.0
     deviation: float = 0.3
+    settle: float = 0.1
 
     def __post_init__(self) -> None:
         if not 0 < self.start < self.end <= 1:
@@ -70,6 +73,12 @@ class StaticSchedule(Ramp):
             raise ValueError(f"the stagger of a static schedule lies in [0, 1), not {self.stagger}")
         if not self.deviation >= 0:
             raise ValueError(f"the weight of the deviation must not be negative, not {self.deviation}")
+        if not 0 <= self.settle < self.start:
+            raise ValueError(f"a static schedule needs 0 <= settle < start, not {self.settle} and {self.start}")
+
+    def weight(self, step: int, steps: int) -> float:
+        """The deviation's weight in the loss for a step of ``steps``."""
+        return self.deviation * Ramp(start=self.settle, end=self.start).at(step, steps)
 
     def blend(self, step: int, steps: int, *, index: int = 0, count: int = 1) -> float:
         """The blend of norm ``index`` of ``count``, in the order of the forward pass, for a step of ``steps``."""
@@ -153,5 +162,5 @@ class Annealing:
             elif isinstance(module, Attention) and self.power is not None:
                 module.anneal_power(self.power.at(step, steps))
             elif isinstance(module, AeroForCausalLM):
-                module.deviation_strength = 0.0 if self.static is None else self.static.deviation
+                module.deviation_strength = 0.0 if self.static is None else self.static.weight(step, steps)
                 module.logit_strength = PENALTY_STRENGTH * (1.0 if self.bound is None else self.bound.at(step, steps))

@@ -14,10 +14,19 @@ The blend is geometric for a reason. A token whose sigma is a thousand times 1/c
 hundredth of the way is 1.07; the arithmetic blend makes it 11, the product of a bilinear branch 120, and the next norm
 sees that.
 
-What remains is that nothing holds u = c sigma at 1 once the norm is a constant, and products grow with its square. In
-training every forward pass leaves ``deviation``, the mean over tokens of (u^2 - 1 - ln u^2) / 2, for the loss to hold
-small (``static_deviation``). It is ln(u)^2 near 1 and grows with u^2, as what it prevents does: a few tokens far out
-are enough for a divergence, and hardly move a mean of ln(u)^2. Inference computes nothing of the kind.
+What remains is that nothing holds u = c sigma at 1 once the norm is a constant, while a bilinear branch adds to the
+stream in proportion to u^2: beyond some u a token's sigma grows from layer to layer, to infinity in one forward pass.
+Three things hold it, in training alone; inference computes nothing of the kind:
+
+- Every forward pass leaves ``deviation`` for the loss to hold small (``static_deviation``): the mean over tokens of
+  (u^2 - 1 - ln u^2) / 2, which is ln(u)^2 near 1 and grows with u^2, plus ln(u / 2.5) of the token with the largest u,
+  where that is above 2.5 (``STRAY``). The mean hardly sees one token in fifty thousand; the second term sees nothing
+  else, and its slope in ln(u) is 1 however far out that token is, so that it never outweighs the rest of the loss.
+- From the blend on, no token leaves the norm larger than 4 (``GUARD``): what a step has broken is a high loss and not
+  a NaN, and the deviation mends it. A model whose tokens stay below computes the same with it and without.
+- c follows r within about ten batches. A mean of a hundred lags behind a stream that grows while the learning rate
+  warms up, and the deviation would then hold the stream small, not its tokens alike.
+
 docs/training.md shows what happens without.
 """
 
@@ -32,8 +41,12 @@ from torch import Tensor, nn
 
 from aero.config import Norm
 
-MOMENTUM = 0.01
-"""Share of a new batch in the running mean of 1/sigma after a hundred batches; before, a plain mean."""
+MOMENTUM = 0.1
+"""Share of a new batch in the running mean of 1/sigma after ten batches; before, a plain mean."""
+STRAY = 2.5
+"""Value of u above which the token that has the largest adds to the deviation."""
+GUARD = 4.0
+"""Value of u above which training treats a token as if it had this."""
 
 
 class LayerNorm(nn.LayerNorm):
@@ -78,8 +91,9 @@ class StaticNorm(nn.Module):
     constant: buffer, scalar; c, the running mean of 1/sigma.
     blend: buffer, scalar in [0, 1]; b. Set it with ``set_static_blend``.
     updates: buffer, scalar; how many batches the running mean has seen.
-    deviation: scalar, mean over tokens of (u^2 - 1 - ln u^2) / 2, u = c sigma, in the latest forward pass in training,
-        part of its graph; None before, and once it was read.
+    deviation: scalar, how far u = c sigma was from 1 in the latest forward pass in training (formula above), part of
+        its graph; None before, and once it was read.
+    largest: scalar, the largest u of that pass; None before.
     """
 
     constant: Tensor
@@ -100,6 +114,7 @@ class StaticNorm(nn.Module):
         # branching on the buffer would break the graph: three words are three graphs.
         self.phase: Literal["ordinary", "blending", "frozen"] = "ordinary"
         self.deviation: Tensor | None = None
+        self.largest: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., d] -> [..., d]. In training the running mean is updated, below blend 1, and ``deviation`` left."""
@@ -109,13 +124,16 @@ class StaticNorm(nn.Module):
         if self.phase == "frozen" and not self.training:
             inverse: Tensor = self.constant
         else:
-            inverse = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+            own = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
             if self.training:
-                inverse = self._observed(inverse)
+                self._observe(own)
+            inverse = own
             if self.phase == "blending":
-                inverse = inverse.pow(1 - self.blend) * self.constant.pow(self.blend)
+                inverse = own.pow(1 - self.blend) * self.constant.pow(self.blend)
             elif self.phase == "frozen":
                 inverse = self.constant
+            if self.training and self.phase != "ordinary":
+                inverse = torch.minimum(inverse, GUARD * own)
         y = (wide * inverse).to(x.dtype) * self.weight
         return y if self.bias is None else y + self.bias
 
@@ -130,16 +148,17 @@ class StaticNorm(nn.Module):
         """Read the phase from the buffers, after something wrote them from outside (a checkpoint)."""
         self.phase = _phase(float(self.blend))
 
-    def _observed(self, inverse: Tensor) -> Tensor:
-        """``inverse``, after the running mean has followed it and ``deviation`` has been measured."""
+    def _observe(self, inverse: Tensor) -> None:
+        """Let the running mean follow ``inverse`` and measure the deviation."""
         if self.phase != "frozen":
             with torch.no_grad():
                 self.updates.add_(1.0)
                 share = (1.0 / self.updates).clamp(min=MOMENTUM)
                 self.constant.add_(share * (inverse.mean() - self.constant))
         off = 2 * (self.constant.log() - inverse.log())
-        self.deviation = (off.exp() - 1 - off).mean() / 2
-        return inverse
+        stray = off.amax() / 2
+        self.deviation = (off.exp() - 1 - off).mean() / 2 + torch.relu(stray - math.log(STRAY))
+        self.largest = stray.detach().exp()
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)

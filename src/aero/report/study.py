@@ -23,6 +23,7 @@ PHASES = {
     "deep": "Deeper",
     "long": "More tokens",
     "stability": "For stability alone: seeds, cuts, rates",
+    "cure": "What holds static norms, one thing left out at a time",
     "search": "The search of learning rates",
 }
 

@@ -102,7 +102,7 @@ def recipe_for(decoder: Decoder, *, steps: int, batch: int, learning_rate: float
         steps=steps,
         batch=batch,
         learning_rate=learning_rate,
-        static=StaticSchedule(start=0.1, end=0.5) if static else None,
+        static=StaticSchedule(start=0.1, end=0.5, settle=0.0) if static else None,
         bound=Ramp(start=0.0, end=0.5) if bounded else None,
         seed=seed,
     )
