@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import urllib.request
-from pathlib import Path
 
 import pytest
 
@@ -155,23 +154,3 @@ def test_a_servers_plan_needs_its_memory(deployment: Deployment) -> None:
     deployment.edit("model", "memory_gib = 8.0", "memory_gib = 0.1")
     with pytest.raises(AeroError, match=r"memory_gib allows 0\.1"):
         ModelServer(MODEL, deployment.config("model"), Metrics())
-
-
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
-def test_a_models_files_cut_anywhere_are_refused_in_one_sentence(tmp_path: Path, name: str) -> None:
-    """At every hundredth of their length (each tenth for the weights, which take longer to read)."""
-    import torch
-
-    from aero.config import gpt2_tiny
-    from aero.eliminate.source import describe, folded
-    from aero.model import AeroConfig, AeroForCausalLM
-
-    torch.manual_seed(0)
-    AeroForCausalLM(AeroConfig.of(gpt2_tiny())).save_pretrained(tmp_path)
-    path = tmp_path / name
-    whole = path.read_bytes()
-    for part in range(0, 100, 1 if name == "config.json" else 10):
-        path.write_bytes(whole[: len(whole) * part // 100])
-        with pytest.raises(AeroError) as caught:
-            _ = describe(str(tmp_path)) if name == "config.json" else folded(str(tmp_path), seed=0)
-        assert "\n" not in str(caught.value), part

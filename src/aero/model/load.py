@@ -40,7 +40,7 @@ def load_pretrained(path: str | Path) -> AeroForCausalLM:
             )
     except AeroError as error:
         raise AeroError(f"{folder}: {error}") from None
-    except (RuntimeError, ValueError, TypeError, KeyError, OSError, SafetensorError):
+    except (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, OSError, SafetensorError):
         # The library's own message may be pages long or quote values; the cause is one of these.
         raise AeroError(
             f"{folder}: the weights do not fit config.json (wrong shapes or settings); restore both from the same run."
@@ -85,7 +85,7 @@ def load_config(path: str | Path) -> ModelConfig:
         return config.model_config if isinstance(config, AeroConfig) else FAMILIES[family].config(config)
     except AeroError as error:
         raise AeroError(f"{folder}: {error}") from None
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RecursionError):
         raise AeroError(f"{folder}/config.json does not describe a model; copy the checkpoint again.") from None
 
 
@@ -96,7 +96,7 @@ def _family(folder: Path) -> str:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise AeroError(f"{folder} holds no config.json: it is not a saved model.") from None
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         raise AeroError(
             f"{folder}/config.json cannot be read as JSON; restore it from the run that wrote it."
         ) from None
@@ -118,7 +118,7 @@ def _check_weights(folder: Path) -> None:
             raise AeroError(
                 f"{folder} holds no {WEIGHTS}: its weights are missing or in a format that is not read."
             ) from None
-        except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
             raise AeroError(f"{folder}/{INDEX} is damaged; copy the checkpoint again.") from None
     for file in files:
         try:
