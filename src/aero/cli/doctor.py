@@ -18,7 +18,7 @@ def command(
     config: Annotated[Path | None, typer.Option("--config", help="This party's configuration.")] = None,
     model: Annotated[str | None, typer.Option(help="Folder or shape to predict the seconds per token of.")] = None,
 ) -> None:
-    """Look at packages, memory, certificates, port and links; predict the seconds per token. Exit code 2: mend it."""
+    """Look at packages, memory, clock, certificates, port, links; predict seconds per token. Exit code 2: mend it."""
     from aero.serve.doctor import examine
 
     table = Table(box=None, show_header=False)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import datetime
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -46,7 +48,9 @@ def examine(config: Path | None, model: str | None) -> Iterator[Finding]:
     """Everything that can be looked at here. model: folder or shape for which to predict the seconds per token."""
     yield _python()
     yield from _packages()
+    yield _engine()
     yield _memory()
+    yield clock()
     if config is None:
         yield Finding("note", "configuration", "none given; name one with --config to look at certificates and links")
         return
@@ -84,10 +88,55 @@ def _packages() -> Iterator[Finding]:
     yield Finding("good", "packages", ", ".join(found))
 
 
+def _engine() -> Finding:
+    # In a process of its own: what a library lacks shows only when it is loaded.
+    done = subprocess.run(
+        [sys.executable, "-c", "from spu import libspu"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    if done.returncode == 0:
+        return Finding("good", "engine", "its library loads")
+    said = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
+    return Finding("bad", "engine", f"its library does not load: {said[:200]}")
+
+
 def _memory() -> Finding:
     free = psutil.virtual_memory().available
     state: Literal["good", "note"] = "good" if free >= ENOUGH else "note"
     return Finding(state, "memory", f"{free / 2**30:.1f} GiB free, {psutil.cpu_count(logical=False) or 1} cores")
+
+
+class _Timex(ctypes.Structure):
+    """``struct timex`` of adjtimex(2); only ``modes`` and ``status`` are named, the rest is room."""
+
+    _fields_ = (
+        ("modes", ctypes.c_uint),
+        ("_offsets", ctypes.c_long * 4),
+        ("status", ctypes.c_int),
+        ("_rest", ctypes.c_byte * 400),
+    )
+
+
+def clock() -> Finding:
+    """The date here, and whether the system says that it is kept right: certificates are judged by it."""
+    now = datetime.datetime.now(datetime.timezone.utc)
+    text = f"{now:%Y-%m-%d %H:%M:%S} UTC"
+    if not unsynchronised():
+        return Finding("good", "clock", text)
+    return Finding("note", "clock", f"{text}; the system does not say that anything keeps it right: compare it")
+
+
+def unsynchronised() -> bool:
+    """Whether the system's clock is kept by nothing that it knows of (STA_UNSYNC of adjtimex(2), Linux alone)."""
+    adjust = getattr(ctypes.CDLL(None), "adjtimex", None)
+    if adjust is None:
+        return True
+    state = _Timex()
+    return int(adjust(ctypes.byref(state))) < 0 or bool(state.status & 0x40)
 
 
 def _certificates(settings: Settings, folder: Path) -> Iterator[Finding]:
