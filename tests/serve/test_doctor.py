@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from tests.serve.conftest import AERO, Deployment
 
+from aero.private.dealer.process import DealerProcess
 from aero.serve import doctor
 from aero.serve.certificates import make
 from aero.serve.doctor import Finding, examine
@@ -84,6 +85,23 @@ def test_ports_and_links(tmp_path: Path) -> None:
     links = found("link", made.config("client"))
     assert [each.state for each in links] == ["bad", "bad"]
     assert all("does not answer" in each.text for each in links)
+
+
+def test_the_dealer(tmp_path: Path) -> None:
+    dealer = DealerProcess()
+    try:
+        made = Deployment(tmp_path, "semi2k", dealer=f"127.0.0.1:{dealer.access.port}")
+        (missing,) = found("dealer", made.config("client"))
+        assert missing.state == "bad"
+        assert "dealer.pem" in missing.text
+        made.edit("client", 'certificate = "peers/dealer.crt"\n', "")
+        (tmp_path / "client" / "peers" / "dealer.pem").write_text(dealer.access.public_key)
+        assert [each.state for each in found("dealer", made.config("client"))] == ["good"]
+    finally:
+        dealer.stop()
+    assert [(each.state, "does not answer" in each.text) for each in found("dealer", made.config("client"))] == [
+        ("bad", True)
+    ]
 
 
 def test_the_command_says_how_many_things_are_to_be_mended(tmp_path: Path) -> None:

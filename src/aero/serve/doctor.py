@@ -17,9 +17,11 @@ from typing import Literal
 import psutil
 
 from aero.errors import AeroError
+from aero.private.dealer.link import DealerLink
 from aero.private.network.link import Network
 from aero.private.protocols import protocol_named
 from aero.serve.certificates import Certificate, check_key, load, load_folder
+from aero.serve.dealing import dealer_access
 from aero.serve.probe import Way, measure
 from aero.serve.settings import ClientSettings, HelperSettings, ModelSettings, Peer, Settings, address, read
 from aero.serve.tls import client_context
@@ -65,6 +67,8 @@ def examine(config: Path | None, model: str | None) -> Iterator[Finding]:
         yield _port(settings)
     ways: list[Way] = []
     yield from _links(settings, config.parent, ways)
+    if not isinstance(settings, HelperSettings):
+        yield from _dealer(settings, config.parent)
     if model is not None:
         yield _prediction(settings, model, ways)
 
@@ -208,6 +212,21 @@ def _links(settings: Settings, folder: Path, ways: list[Way]) -> Iterator[Findin
         yield Finding(
             "good", "link", f"{role}: {way.rtt * 1e3:.2f} ms round trip, {way.rate / 1e6:.0f} Mbps inside TLS"
         )
+
+
+def _dealer(settings: ModelSettings | ClientSettings, folder: Path) -> Iterator[Finding]:
+    try:
+        access = dealer_access(settings, folder)
+        if access is None:
+            return
+        there = DealerLink(access).there()
+    except AeroError as error:
+        yield Finding("bad", "dealer", str(error))
+        return
+    if there:
+        yield Finding("good", "dealer", f"{access} answers")
+    else:
+        yield Finding("bad", "dealer", f"{access} does not answer; start it with aero dealer")
 
 
 def _prediction(settings: Settings, model: str, ways: list[Way]) -> Finding:
