@@ -78,9 +78,9 @@ class Cure:
 
     shipped: ``StaticNorm`` and ``StaticSchedule()`` as they are; the other fields but ``scaled`` then say nothing.
     geometric: blend of ln(1/sigma) in place of 1/sigma. logarithmic: the constant follows the mean of it.
-    refresh: the constant follows until the norm is frozen. fast: within ten batches, not a hundred.
+    refresh: the constant follows until the norm is frozen.
     deviation: weight of the deviation in the loss; squared: it is ln(u)^2 instead of (u^2 - 1 - ln u^2) / 2.
-    stray: the token with the largest u adds to the deviation. settle: its weight rises up to the start of the blend.
+    stray: the token with the largest u adds to the deviation, more and more up to the start of the blend.
     guard: from the blend on, training holds what leaves a norm.
     end: share of the steps at which the blend ends. slow: factor on the learning rate once the norms are frozen.
     decay: weight decay of the feed-forward matrices. scaled: learned output scales. stagger: as in ``StaticSchedule``.
@@ -91,11 +91,9 @@ class Cure:
     geometric: bool = False
     logarithmic: bool = False
     refresh: bool = False
-    fast: bool = False
     deviation: float = 0.0
     squared: bool = False
     stray: bool = False
-    settle: bool = False
     guard: bool = False
     end: float = 0.65
     slow: float = 1.0
@@ -110,9 +108,7 @@ CURES: dict[str, dict[str, Any]] = {
     "shipped": {"shipped": True},
     "never": {"never": True},
     "refresh": {"refresh": True},
-    "fast": {"fast": True},
     "stray": {"stray": True},
-    "settle": {"settle": True},
     "guard": {"guard": True},
     "geometric": {"geometric": True, "logarithmic": True},
     "blend": {"geometric": True},
@@ -147,15 +143,15 @@ class Variant(StaticNorm):
         if self.training and share < (1.0 if cure.refresh else 1e-9):
             with torch.no_grad():
                 self.updates.add_(1.0)
-                weight = (1.0 / self.updates).clamp(min=MOMENTUM if cure.fast else 0.01)
+                weight = (1.0 / self.updates).clamp(min=MOMENTUM)
                 old = self.constant.log() if cure.logarithmic else self.constant
                 new = old + weight * ((inverse.log() if cure.logarithmic else inverse).mean() - old)
                 self.constant.copy_(new.exp() if cure.logarithmic else new)
         if self.training:
             off = 2 * (self.constant / inverse).log()
             self.deviation = (off / 2).square().mean() if cure.squared else (off.exp() - 1 - off).mean() / 2
-            if cure.stray:
-                self.deviation = self.deviation + torch.relu(off.amax() / 2 - math.log(STRAY))
+            if cure.stray and self.stray_weight is not None:
+                self.deviation = self.deviation + self.stray_weight * torch.relu(off.amax() / 2 - math.log(STRAY))
         if cure.geometric:
             scale = inverse.pow(1 - share) * self.constant.pow(share)
         else:
@@ -285,8 +281,6 @@ def train(row: str, setting: Setting, cure: Cure, corpus: Corpus, seed: int, *, 
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["lr"] = peak * factor
         annealing.apply(model, 0 if cure.never else step, steps)
-        if not (cure.shipped or cure.settle):
-            model.deviation_strength = cure.deviation
         windows = next(source).long()[:, : setting.context]
         figures.clear()
         look = step % ENTROPY_EVERY == 0

@@ -112,14 +112,14 @@ def schedules(config: ModelConfig) -> Annealing:
     return Annealing(static=StaticSchedule() if static else None)
 
 
-def penalty(model: Decoder, out: DecoderOutput, annealing: Annealing, step: int, steps: int) -> Tensor | float:
+def penalty(model: Decoder, out: DecoderOutput, annealing: Annealing) -> Tensor | float:
     """What the loss holds beside the cross-entropy, as ``AeroForCausalLM`` has it."""
     total: Tensor | float = 0.0
     if out.logit_penalty is not None:
         total = total + PENALTY_STRENGTH * out.logit_penalty
     deviation = static_deviation(model)
     if deviation is not None and annealing.static is not None:
-        total = total + annealing.static.weight(step, steps) * deviation
+        total = total + annealing.static.deviation * deviation
     return total
 
 
@@ -155,7 +155,7 @@ def train(row: Row, corpus: Corpus, arguments: argparse.Namespace, seed: int) ->
                 out = model(windows[:, :-1], with_entropy=regularizer is not None, with_logits=bounds)
                 loss = loss_of(out.logits, windows[:, 1:])
             total += loss.detach() / arguments.accumulate
-            loss = loss + penalty(model, out, annealing, step, steps)
+            loss = loss + penalty(model, out, annealing)
             if regularizer is not None and out.entropies is not None:
                 charged = regularizer(out.entropies)
                 penalties[step] += charged.detach() / arguments.accumulate

@@ -1,8 +1,8 @@
 """Static norms without one of the things that hold them, and what their tokens do meanwhile: the evidence for them.
 
-``study_plan.ABLATIONS`` names what can be left out: ``stray``, the token furthest out in the deviation; ``settle``, the
-deviation's late start; ``guard``; ``fast``, the constant that follows within ten batches; ``everything``, all four,
-which is the recipe before them. ``aero.model.norm`` says what each is for.
+``study_plan.ABLATIONS`` names what can be left out: ``stray``, the token furthest out in the deviation; ``settle``, its
+late start; ``guard``; ``everything``, stray and guard, which leaves a mean over tokens in the loss and nothing else.
+``aero.model.norm`` says what each is for.
 """
 
 from __future__ import annotations
@@ -15,30 +15,26 @@ from aero.eliminate.anneal import Annealing, StaticSchedule
 from aero.model import norm as norms
 from aero.model.norm import static_norms
 from stability import schedules
-from study_plan import ABLATIONS
 
 NO_GUARD = 1e30
 """Not infinity: the gradient of a product with it would not be a number."""
 
 
 class FromTheFirstStep(StaticSchedule):
-    """The deviation has its whole weight from the first step on."""
+    """The token furthest out has its whole weight from the first step on."""
 
-    def weight(self, step: int, steps: int) -> float:  # noqa: ARG002 - the same at every step
-        """The deviation's weight in the loss."""
-        return self.deviation
+    def stray(self, step: int, steps: int) -> float:  # noqa: ARG002 - the same at every step
+        """Its share in the deviation."""
+        return 1.0
 
 
 def schedules_without(config: ModelConfig, without: str) -> Annealing:
     """What a run of ``config`` takes away; the norms of this process lose what ``without`` names ("": nothing)."""
-    left_out = ABLATIONS if without == "everything" else (without,)
-    if "stray" in left_out:
+    if without in ("stray", "everything"):
         norms.STRAY = torch.inf
-    if "guard" in left_out:
+    if without in ("guard", "everything"):
         norms.GUARD = NO_GUARD
-    if "fast" in left_out:
-        norms.MOMENTUM = 0.01
-    if "settle" in left_out:
+    if without == "settle":
         return Annealing(static=FromTheFirstStep())
     return schedules(config)
 

@@ -52,7 +52,7 @@ BEST = (BASELINE, "static+bilinear", "static+bilinear+bounded")
 """The rows that are also trained with longer contexts and deeper."""
 STABLE = ("static+bilinear", "static+bilinear+bounded")
 RATES = (5e-4, 1e-3, 2e-3)
-ABLATIONS = ("stray", "settle", "guard", "fast", "everything")
+ABLATIONS = ("stray", "settle", "guard", "everything")
 """What static norms can lack (``study_ablation.py``)."""
 WITHOUT = " without "
 

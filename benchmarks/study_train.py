@@ -91,7 +91,7 @@ def train(
             with torch.autocast("cuda", torch.bfloat16) if compiled else nullcontext():
                 result = model(windows[:, :-1], with_entropy=regularizer is not None, with_logits=bounds)
                 loss = loss_of(result.logits, windows[:, 1:])
-            objective = loss + penalty(model, result, annealing, step, steps)
+            objective = loss + penalty(model, result, annealing)
             if regularizer is not None and result.entropies is not None:
                 objective = objective + regularizer(result.entropies)
             (objective * share).backward()

@@ -45,8 +45,8 @@ def test_ramps() -> None:
 def test_the_static_schedule() -> None:
     schedule = StaticSchedule(start=0.25, end=0.75)
     assert [schedule.blend(step, 8) for step in range(9)] == [0, 0, 0, 0.25, 0.5, 0.75, 1, 1, 1]
-    late = StaticSchedule(start=0.5, settle=0.25, deviation=0.4)
-    assert [late.weight(step, 8) for step in range(9)] == pytest.approx([0, 0, 0, 0.2, 0.4, 0.4, 0.4, 0.4, 0.4])
+    late = StaticSchedule(start=0.5, settle=0.25)
+    assert [late.stray(step, 8) for step in range(9)] == pytest.approx([0, 0, 0, 0.5, 1, 1, 1, 1, 1])
     for settings in (
         {"start": 0.0},
         {"start": 0.95},

@@ -36,7 +36,7 @@ def test_what_ships_is_the_variant_of_that_name(program: Any, corpus: Any) -> No
     setting = program.Setting(2, 16, 16, 4, 40, 6e-3)
     shipped, variant = (
         program.train(program.ROW, setting, program.cure_named(name), corpus, 0, keep=True)
-        for name in ("shipped", "blend+refresh+fast+deviation+stray+settle+guard+late")
+        for name in ("shipped", "blend+refresh+deviation+stray+guard+late")
     )
     assert dict(shipped["losses"]) == pytest.approx(dict(variant["losses"]))
     assert shipped["held_out"] == pytest.approx(variant["held_out"], rel=1e-4)

@@ -109,21 +109,22 @@ def test_the_same_seed_gives_the_same_losses(aero_run: Path, corpus: Path, tmp_p
 
 
 def test_the_model_follows_its_schedules(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[tuple[float, float]] = []
+    seen: list[tuple[float, float, float]] = []
     forward = AeroForCausalLM.forward
 
     def record(self: AeroForCausalLM, *args: Any, **kwargs: Any) -> Any:
         if self.training:
             norm = next(norm for _, norm in static_norms(self))
-            seen.append((float(norm.blend), self.deviation_strength))
+            assert norm.stray_weight is not None
+            seen.append((float(norm.blend), self.deviation_strength, float(norm.stray_weight)))
         return forward(self, *args, **kwargs)
 
     monkeypatch.setattr(AeroForCausalLM, "forward", record)
     schedule = StaticSchedule(start=0.25, end=0.75, deviation=0.2)
     train(tiny("static+bilinear", static=schedule, steps=8), corpus, tmp_path / "run")
-    assert [blend for blend, _ in seen] == [0, 0, 0, 0.25, 0.5, 0.75, 1, 1]
-    # From a tenth of the steps to the start of the blend the weight rises; step 1 is a sixth of the way.
-    assert [weight for _, weight in seen] == pytest.approx([0, 0.2 / 6] + [0.2] * 6)
+    assert [each[:2] for each in seen] == [(blend, 0.2) for blend in (0, 0, 0, 0.25, 0.5, 0.75, 1, 1)]
+    # From a tenth of the steps to the start of the blend it rises; step 1 is a sixth of the way.
+    assert [each[2] for each in seen] == pytest.approx([0, 1 / 6] + [1] * 6)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
     assert {norm.phase for _, norm in static_norms(model)} == {"frozen"}
 

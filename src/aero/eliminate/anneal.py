@@ -56,8 +56,9 @@ class StaticSchedule(Ramp):
         the share 1 - stagger of the time from ``start`` to ``end``. In [0, 1).
     deviation: weight in the loss of ``aero.model.norm.static_deviation``; 0 leaves sigma free. It acts in
         training only.
-    settle: until then the weight is 0; it is ``deviation`` from ``start`` on, and linear between. From the first step
-        on it would cost what a model learns fastest; with the blend it would come too late. In [0, start).
+    settle: until then the deviation is a mean over tokens alone; from ``start`` on it also holds the token furthest
+        out, with a weight that is linear between. From the first step on that would cost what a model learns fastest;
+        with the blend it would come too late. In [0, start).
     """
 
     start: float = 0.35
@@ -76,9 +77,9 @@ class StaticSchedule(Ramp):
         if not 0 <= self.settle < self.start:
             raise ValueError(f"a static schedule needs 0 <= settle < start, not {self.settle} and {self.start}")
 
-    def weight(self, step: int, steps: int) -> float:
-        """The deviation's weight in the loss for a step of ``steps``."""
-        return self.deviation * Ramp(start=self.settle, end=self.start).at(step, steps)
+    def stray(self, step: int, steps: int) -> float:
+        """The share of the token furthest out in the deviation, for a step of ``steps``."""
+        return Ramp(start=self.settle, end=self.start).at(step, steps)
 
     def blend(self, step: int, steps: int, *, index: int = 0, count: int = 1) -> float:
         """The blend of norm ``index`` of ``count``, in the order of the forward pass, for a step of ``steps``."""
@@ -156,11 +157,12 @@ class Annealing:
             norms = [norm for _, norm in static_norms(model)]
             for index, norm in enumerate(norms):
                 norm.set_blend(self.static.blend(step, steps, index=index, count=len(norms)))
+                norm.set_stray_weight(self.static.stray(step, steps))
         for module in model.modules():
             if isinstance(module, FeedForward) and self.activation is not None and not isinstance(module, Dropped):
                 module.anneal_from(self.activation.origin, self.activation.at(step, steps))
             elif isinstance(module, Attention) and self.power is not None:
                 module.anneal_power(self.power.at(step, steps))
             elif isinstance(module, AeroForCausalLM):
-                module.deviation_strength = 0.0 if self.static is None else self.static.weight(step, steps)
+                module.deviation_strength = 0.0 if self.static is None else self.static.deviation
                 module.logit_strength = PENALTY_STRENGTH * (1.0 if self.bound is None else self.bound.at(step, steps))

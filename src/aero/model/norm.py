@@ -19,13 +19,13 @@ stream in proportion to u^2: beyond some u a token's sigma grows from layer to l
 Three things hold it, in training alone; inference computes nothing of the kind:
 
 - Every forward pass leaves ``deviation`` for the loss to hold small (``static_deviation``): the mean over tokens of
-  (u^2 - 1 - ln u^2) / 2, which is ln(u)^2 near 1 and grows with u^2, plus ln(u / 2.5) of the token with the largest u,
-  where that is above 2.5 (``STRAY``). The mean hardly sees one token in fifty thousand; the second term sees nothing
-  else, and its slope in ln(u) is 1 however far out that token is, so that it never outweighs the rest of the loss.
+  (u^2 - 1 - ln u^2) / 2, which is ln(u)^2 near 1 and grows with u^2. Because c follows slowly, it also holds the stream
+  near the size it starts with, which makes learning faster.
+- A mean hardly sees one token in fifty thousand, and one is enough. So the deviation also holds, times a weight that
+  rises before the blend (``set_stray_weight``), ln(u / 2.5) of the token with the largest u, where that is above 2.5
+  (``STRAY``). Its slope in ln(u) is 1 however far out that token is: it never outweighs the rest of the loss.
 - From the blend on, no token leaves the norm larger than 4 (``GUARD``): what a step has broken is a high loss and not
   a NaN, and the deviation mends it. A model whose tokens stay below computes the same with it and without.
-- c follows r within about ten batches. A mean of a hundred lags behind a stream that grows while the learning rate
-  warms up, and the deviation would then hold the stream small, not its tokens alike.
 
 docs/training.md shows what happens without.
 """
@@ -41,8 +41,8 @@ from torch import Tensor, nn
 
 from aero.config import Norm
 
-MOMENTUM = 0.1
-"""Share of a new batch in the running mean of 1/sigma after ten batches; before, a plain mean."""
+MOMENTUM = 0.01
+"""Share of a new batch in the running mean of 1/sigma after a hundred batches; before, a plain mean."""
 STRAY = 2.5
 """Value of u above which the token that has the largest adds to the deviation."""
 GUARD = 4.0
@@ -94,6 +94,8 @@ class StaticNorm(nn.Module):
     deviation: scalar, how far u = c sigma was from 1 in the latest forward pass in training (formula above), part of
         its graph; None before, and once it was read.
     largest: scalar, the largest u of that pass; None before.
+    stray_weight: scalar in [0, 1] on the term of the token with the largest u; None is 0. It is a schedule's, not the
+        model's: no checkpoint holds it.
     """
 
     constant: Tensor
@@ -115,6 +117,7 @@ class StaticNorm(nn.Module):
         self.phase: Literal["ordinary", "blending", "frozen"] = "ordinary"
         self.deviation: Tensor | None = None
         self.largest: Tensor | None = None
+        self.stray_weight: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., d] -> [..., d]. In training the running mean is updated, below blend 1, and ``deviation`` left."""
@@ -144,6 +147,13 @@ class StaticNorm(nn.Module):
         self.blend.fill_(value)
         self.phase = _phase(value)
 
+    def set_stray_weight(self, value: float) -> None:
+        """Set the weight of the token with the largest u."""
+        if self.stray_weight is None or self.stray_weight.device != self.constant.device:
+            # A tensor, because a Python number would make the compiler start anew at every step.
+            self.stray_weight = torch.zeros((), device=self.constant.device)
+        self.stray_weight.fill_(value)
+
     def sync(self) -> None:
         """Read the phase from the buffers, after something wrote them from outside (a checkpoint)."""
         self.phase = _phase(float(self.blend))
@@ -157,7 +167,9 @@ class StaticNorm(nn.Module):
                 self.constant.add_(share * (inverse.mean() - self.constant))
         off = 2 * (self.constant.log() - inverse.log())
         stray = off.amax() / 2
-        self.deviation = (off.exp() - 1 - off).mean() / 2 + torch.relu(stray - math.log(STRAY))
+        self.deviation = (off.exp() - 1 - off).mean() / 2
+        if self.stray_weight is not None:
+            self.deviation = self.deviation + self.stray_weight * torch.relu(stray - math.log(STRAY))
         self.largest = stray.detach().exp()
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
