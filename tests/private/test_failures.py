@@ -50,6 +50,7 @@ def refused(done: subprocess.CompletedProcess[str], words: str) -> None:
         (["bench", "gpt2-tiny", "--embedding", "public"], "Unknown embedding"),
         (["bench", "gpt2-tiny", "--gelu", "erf"], "Unknown form of GELU 'erf'"),
         (["generate", "gpt2-tiny", "--prompt", "x"], "no tokenizer"),
+        (["bench", "gpt2-tiny", "--tokens", "4", "--prompts", "65"], "At most 64 prompts"),
         (["party", "--rank", "0", "--parties", "127.0.0.1:1000"], "3 parties"),
         (["bench", "gpt2-small", "--protocol", "cheetah", "--tokens", "128"], "GiB"),
     ],

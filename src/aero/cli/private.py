@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from aero.cli.console import progress_bar
+from aero.cli.prompts import prompt_text, prompt_texts
 from aero.errors import AeroError
 
 if TYPE_CHECKING:
@@ -61,8 +62,17 @@ JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the ac
 @app.command()
 def generate(
     model: Model,
-    prompt: Annotated[str | None, typer.Option(help="The secret prompt. Other users can see a command line.")] = None,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="The secret prompt. Other users can see a command line. Repeated: prompts of one length, answered "
+            "together in the rounds of one."
+        ),
+    ] = None,
     prompt_file: Annotated[Path | None, typer.Option(help="Read the prompt from this file instead.")] = None,
+    prompts_file: Annotated[
+        Path | None, typer.Option(help="Read several prompts, one a line, to be answered together.")
+    ] = None,
     new_tokens: Annotated[int, typer.Option(min=1, help="How many tokens to generate; public.")] = 16,
     protocol: ProtocolName = "aby3",
     embedding: Embedding = "private",
@@ -93,14 +103,15 @@ def generate(
 
     if is_spec(model):
         raise AeroError(f"{model} names random weights, which have no tokenizer; give a folder, or use private bench.")
-    text = _prompt_text(prompt, prompt_file)
+    texts = prompt_texts(prompt, prompt_file, prompts_file)
     _settings(model, protocol, embedding, gelu, network)
     tokenizer = load_tokenizer(model)
-    tokens = tokenizer.encode(text)
-    if not tokens:
+    first, *others = (tuple(tokenizer.encode(text)) for text in texts)
+    if not first:
         raise AeroError("The prompt is empty; give at least one character.")
     request = Request(
-        prompt=tuple(tokens),
+        prompt=first,
+        others=tuple(others),
         new_tokens=new_tokens,
         choice=Choice(temperature, top_k, seed),
         draft=0 if draft is None else draft_tokens,
@@ -112,7 +123,7 @@ def generate(
         from aero.cli.emulate import answer_here
 
         tokens = answer_here(mode, model, request, protocol, _embedding(embedding), _gelu(gelu), before)
-        print(text + tokenizer.decode(tokens))
+        print(texts[0] + tokenizer.decode(tokens))
         return
     proposer = None if draft is None else _draft(draft, tokenizer)
     result = run(
@@ -126,8 +137,11 @@ def generate(
         wait=wait,
         prefix=before,
         draft=proposer,
-        stream=Stream(tokenizer, text),
+        # Only one answer can be read while it comes.
+        stream=None if others else Stream(tokenizer, texts[0]),
     )
+    for text, answer in zip(texts, result.answers, strict=True) if others else ():
+        print(text + tokenizer.decode(answer))
     print()
     _finish(result, model, embedding, gelu, seed, None, json_file)
 
@@ -137,6 +151,7 @@ def bench(
     model: Model,
     tokens: Annotated[int, typer.Option(min=1, help="Length of the (random) prompt.")] = 128,
     new_tokens: Annotated[int, typer.Option(min=0, help="Tokens to generate after it.")] = 0,
+    prompts: Annotated[int, typer.Option(min=1, help="So many prompts of that length, answered together.")] = 1,
     protocol: ProtocolName = "aby3",
     embedding: Embedding = "private",
     gelu: Gelu = "polynomial",
@@ -153,10 +168,11 @@ def bench(
     from aero.private.messages import Request
 
     config = _settings(model, protocol, embedding, gelu, network)
-    prompt = np.random.default_rng(seed).integers(0, config.vocab_size, tokens).tolist()
-    request = Request(prompt=tuple(prompt), new_tokens=new_tokens, keep_logits=check)
+    drawn = np.random.default_rng(seed).integers(0, config.vocab_size, (prompts, tokens))
+    first, *others = (tuple(each) for each in drawn.tolist())
+    request = Request(prompt=first, others=tuple(others), new_tokens=new_tokens, keep_logits=check)
     result = run(model, request, protocol, embedding, gelu=gelu, network=network, port=port, wait=wait, seed=seed)
-    error = largest_error(model, prompt, result, seed) if check else None
+    error = largest_error(model, request, result, seed) if check else None
     _finish(result, model, embedding, gelu, seed, error, json_file)
 
 
@@ -199,7 +215,7 @@ def party(
         if tokenizer is None:
             raise AeroError("The client needs the public tokenizer: name its folder with --tokenizer.")
         coder = load_tokenizer(tokenizer)
-        tokens = tuple(coder.encode(_prompt_text(None, prompt_file)))
+        tokens = tuple(coder.encode(prompt_text(None, prompt_file)))
         requests.append(Request(prompt=tokens, new_tokens=new_tokens))
     job = PartyJob(
         protocol=protocol,
@@ -238,6 +254,7 @@ def run(
 ) -> PrivateResult:
     """All parties on this machine, with progress; checks what can be checked before any of them starts."""
     from aero.eliminate.source import describe
+    from aero.private.client import check_together
     from aero.private.launch import PrivateSession, local_parties
     from aero.private.memory import check
     from aero.private.messages import Event, PartyJob
@@ -254,7 +271,8 @@ def run(
             f"The prompt has {length} tokens and {request.new_tokens} more are asked for, but the model's context is "
             f"{config.context}; shorten the prompt or ask for fewer."
         )
-    check(config, chosen, length, mode)
+    check_together(request)
+    check(config, chosen, length, mode, batch=len(request.prompts))
     if not chosen.trust.secure:
         Console(stderr=True).print(f"[bold red]{chosen.trust.statement}[/bold red]")
     job = PartyJob(
@@ -310,17 +328,18 @@ def _draft(folder: str, tokenizer: Any) -> Draft:
     return DraftModel(folder).propose
 
 
-def largest_error(model: str, prompt: list[int], result: PrivateResult, seed: int) -> float:
+def largest_error(model: str, request: Request, result: PrivateResult, seed: int) -> float:
     """The largest absolute difference of any private logit from the folded model's in double precision."""
     import numpy as np
 
     from aero.eliminate.plain import logits
     from aero.eliminate.source import folded
 
-    assert result.logits is not None
-    text = np.array([*prompt, *result.answer[: len(result.logits) - 1]], dtype=np.int64)
-    exact = logits(folded(model, seed=seed), text)[len(prompt) - 1 :]
-    return float(np.abs(exact - result.logits).max())
+    source, errors = folded(model, seed=seed), list[float]()
+    for prompt, answer, found in zip(request.prompts, result.answers, result.all_logits, strict=True):
+        exact = logits(source, np.array([*prompt, *answer[: len(found) - 1]], dtype=np.int64))[len(prompt) - 1 :]
+        errors.append(float(np.abs(exact - found).max()))
+    return max(errors)
 
 
 def load_tokenizer(folder: str) -> Any:
@@ -358,19 +377,6 @@ def _gelu(name: str) -> Any:
     if name not in ("polynomial", "tanh"):
         raise AeroError(f"Unknown form of GELU {name!r}: choose polynomial or tanh.")
     return name
-
-
-def _prompt_text(prompt: str | None, file: Path | None) -> str:
-    if (prompt is None) == (file is None):
-        raise AeroError("Give the prompt with either --prompt or --prompt-file.")
-    if file is not None:
-        try:
-            prompt = file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError):
-            raise AeroError(f"The prompt file {file} cannot be read as UTF-8 text.") from None
-    if not prompt:
-        raise AeroError("The prompt is empty; give at least one character.")
-    return prompt
 
 
 def _address(text: str) -> Any:

@@ -3,6 +3,9 @@
 The engine runs a batched product as one product a head, with two messages each. Here the truncation comes once for all
 heads and, for logits, only for the causal triangle; and several heads may share one product (``Together``): fewer
 rounds, for more arithmetic.
+
+Prompts that are answered together (``batch`` of them, of one length) lie one behind another: rows as
+[batch rows, columns], and all heads of the first prompt, then all of the next, as [batch heads, rows, head_size].
 """
 
 from __future__ import annotations
@@ -21,24 +24,42 @@ Rotation = tuple[tuple[tuple[float, ...], ...], ...]
 
 
 def split(
-    qkv: jax.Array, *, heads: int, kv_heads: int, value_heads: int, own_heads: int, head_size: int, queries: int
+    qkv: jax.Array,
+    *,
+    heads: int,
+    kv_heads: int,
+    value_heads: int,
+    own_heads: int,
+    head_size: int,
+    queries: int,
+    batch: int = 1,
 ) -> tuple[jax.Array, ...]:
     """[rows, columns] -> queries, keys and values, [heads, rows, head_size] each; of the queries the last ones alone.
 
     heads, kv_heads: those that have logits. value_heads: those whose values are mixed. Without heads there are only
     values. own_heads: those of values that a position keeps, returned last, the last rows alone; none if there are 0.
     """
-    rows, edges = qkv.shape[0], (heads * head_size, (heads + kv_heads) * head_size)
+    edges = (heads * head_size, (heads + kv_heads) * head_size)
     end = edges[1] + value_heads * head_size
 
     def by_head(x: jax.Array) -> jax.Array:
-        return jnp.transpose(x.reshape(x.shape[0], -1, head_size), (1, 0, 2))
+        rows = x.shape[0] // batch
+        by_prompt = jnp.transpose(x.reshape(batch, rows, -1, head_size), (0, 2, 1, 3))
+        return by_prompt.reshape(-1, rows, head_size)
 
     values = by_head(qkv[:, edges[1] : end])
     if not heads:
         return (values,)
-    mixed = by_head(qkv[rows - queries :, : edges[0]]), by_head(qkv[:, edges[0] : edges[1]]), values
-    return (*mixed, by_head(qkv[rows - queries :, end:])) if own_heads else mixed
+    last = last_rows(qkv, rows=queries, batch=batch)
+    mixed = by_head(last[:, : edges[0]]), by_head(qkv[:, edges[0] : edges[1]]), values
+    return (*mixed, by_head(last[:, end:])) if own_heads else mixed
+
+
+def last_rows(x: jax.Array, *, rows: int, batch: int) -> jax.Array:
+    """[batch any, columns] -> the last ``rows`` of each prompt, [batch rows, columns]."""
+    if batch == 1:
+        return x[-rows:]
+    return x.reshape(batch, -1, x.shape[1])[:, -rows:].reshape(batch * rows, x.shape[1])
 
 
 def rotate(q: jax.Array, k: jax.Array, *, rotation: Rotation) -> tuple[jax.Array, jax.Array]:
@@ -63,7 +84,13 @@ def rotate(q: jax.Array, k: jax.Array, *, rotation: Rotation) -> tuple[jax.Array
 
 def temper(q: jax.Array, inverse: jax.Array, *, first: int) -> jax.Array:
     """Scale every query, the first of them at position ``first``, by its own inverse temperature."""
-    return q * inverse[:, first : first + q.shape[1], None]
+    return q * for_all(inverse[:, first : first + q.shape[1], None], q)
+
+
+def for_all(each: jax.Array, x: jax.Array) -> jax.Array:
+    """What every head of a prompt has, [heads, ...], for all prompts that x [batch heads, ...] holds."""
+    batch = x.shape[0] // each.shape[0]
+    return each if batch == 1 else jnp.concatenate([each] * batch)
 
 
 def keep(*new: jax.Array) -> tuple[jax.Array, ...]:
@@ -89,15 +116,17 @@ def scores(q: jax.Array, k: jax.Array, *, together: int = 1, crossed: bool = Fal
     return ring.truncate(triangle.pack(doubles.reshape(kv_heads * group, queries, keys)))
 
 
-def values(e: jax.Array, v: jax.Array, *, kv_heads: int, together: int = 1, crossed: bool = False) -> jax.Array:
+def values(
+    e: jax.Array, v: jax.Array, *, kv_heads: int, batch: int = 1, together: int = 1, crossed: bool = False
+) -> jax.Array:
     """Attention weights times values: [heads, queries, keys], [any, keys, d] -> [heads, queries, d].
 
     kv_heads: how many key/value heads, the first ones, the weights are for.
     """
-    v = v[:kv_heads]
-    _, keys, size = v.shape
+    v = _heads(v, batch, 0, kv_heads)
+    count, keys, size = v.shape
     heads, queries, _ = e.shape
-    rows = e.reshape(kv_heads, heads // kv_heads * queries, keys)
+    rows = e.reshape(count, heads // count * queries, keys)
     return ring.truncate(_by_groups(rows, v, together, crossed)).reshape(heads, queries, size)
 
 
@@ -107,11 +136,16 @@ def block_scores(q: jax.Array, *keys: jax.Array) -> jax.Array:
     return ring.truncate(Triangle(*doubles.shape[1:]).pack(doubles))
 
 
-def block_values(e: jax.Array, *values: jax.Array, kv_heads: int, head_size: int) -> jax.Array:
+def block_values(e: jax.Array, *values: jax.Array, kv_heads: int, head_size: int, batch: int = 1) -> jax.Array:
     """``values`` with a cache in masked blocks. Uniform heads, the last, are cut off: then a block opens again."""
     width = kv_heads * head_size
-    active = [each if each.shape[1] == width else each[:, :width] for each in values]
-    return ring.truncate(blocks.values(e, *active, kv_heads=kv_heads))
+
+    def active(block: jax.Array) -> jax.Array:
+        if block.shape[1] == batch * width:
+            return block
+        return block.reshape(-1, batch, block.shape[1] // batch)[:, :, :width].reshape(-1, batch * width)
+
+    return ring.truncate(blocks.values(e, *map(active, values), kv_heads=batch * kv_heads))
 
 
 def block_averages(*values: jax.Array, kv_heads: int, average: Callable[[jax.Array], jax.Array]) -> jax.Array:
@@ -119,31 +153,42 @@ def block_averages(*values: jax.Array, kv_heads: int, average: Callable[[jax.Arr
     return average(blocks.gathered(*values, kv_heads=kv_heads))
 
 
-def normalise(o: jax.Array, reciprocal: jax.Array, *averages: jax.Array) -> jax.Array:
+def normalise(o: jax.Array, reciprocal: jax.Array, *averages: jax.Array, batch: int = 1) -> jax.Array:
     """[heads, queries, d] times [heads, queries, 1] -> [queries, heads * d], the uniform heads' ``averages`` last."""
     scaled = o * reciprocal
-    return side_by_side(jnp.concatenate([scaled, *averages], axis=0) if averages else scaled)
+    if not averages:
+        return side_by_side(scaled, batch=batch)
+    parts = [each.reshape(batch, -1, *each.shape[1:]) for each in (scaled, *averages)]
+    return side_by_side(jnp.concatenate(parts, axis=1).reshape(-1, *scaled.shape[1:]), batch=batch)
 
 
-def shaped(o: jax.Array, reciprocal: jax.Array, average: jax.Array, own: jax.Array) -> jax.Array:
+def shaped(o: jax.Array, reciprocal: jax.Array, average: jax.Array, own: jax.Array, *, batch: int = 1) -> jax.Array:
     """The same with a head's average and its own values added to what it has mixed: sums, which cost nothing."""
-    return side_by_side(o * reciprocal + average + own)
+    return side_by_side(o * reciprocal + average + own, batch=batch)
 
 
-def side_by_side(o: jax.Array) -> jax.Array:
+def side_by_side(o: jax.Array, *, batch: int = 1) -> jax.Array:
     """[heads, queries, d] -> [queries, heads * d]."""
-    return jnp.transpose(o, (1, 0, 2)).reshape(o.shape[1], -1)
+    by_prompt = o.reshape(batch, -1, *o.shape[1:])
+    return jnp.transpose(by_prompt, (0, 2, 1, 3)).reshape(batch * o.shape[1], -1)
 
 
-def averages(v: jax.Array, *, first: int, queries: int, group: int) -> jax.Array:
+def averages(v: jax.Array, *, first: int, queries: int, group: int, batch: int = 1) -> jax.Array:
     """Causal averages of the values from key/value head ``first`` on: [kv_heads, keys, d] -> [heads, queries, d].
 
     A product with a public matrix: nothing is opened, one truncation.
     """
     _, keys, size = v.shape
-    flat = jnp.transpose(v[first:], (1, 0, 2)).reshape(keys, -1)
+    flat = jnp.transpose(_heads(v, batch, first, None), (1, 0, 2)).reshape(keys, -1)
     mean = jnp.asarray(_average(Triangle(queries, keys)), flat.dtype) @ flat
     return jnp.repeat(jnp.transpose(mean.reshape(queries, -1, size), (1, 0, 2)), group, axis=0)
+
+
+def _heads(v: jax.Array, batch: int, first: int, end: int | None) -> jax.Array:
+    """Heads ``first`` to ``end`` of every prompt in [batch heads, ...]."""
+    if batch == 1:
+        return v[first:end]
+    return v.reshape(batch, -1, *v.shape[1:])[:, first:end].reshape(-1, *v.shape[1:])
 
 
 def _average(triangle: Triangle) -> NDArray[np.float64]:

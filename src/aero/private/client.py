@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from aero.errors import AeroError
 from aero.private.choose import Chooser
 from aero.private.inbox import Inbox
 from aero.private.messages import Request
-from aero.private.orders import Order
+from aero.private.orders import MOST_PROMPTS, Order
 
 if TYPE_CHECKING:
     from aero.private.session import Session
@@ -35,7 +36,10 @@ class Client:
             except AeroError as error:
                 self.session.emit({"kind": "refused", "message": str(error)})
                 continue
-            self._answer(request)
+            if request.others:
+                self._answer_together(request)
+            else:
+                self._answer(request)
         self.session.conduct(Order(do="leave"), None)
 
     def _check(self, request: Request) -> None:
@@ -43,7 +47,8 @@ class Client:
         length, new_tokens = len(request.prompt), request.new_tokens
         if not request.prompt:
             raise AeroError("The prompt is empty; give at least one token.")
-        if not all(0 <= token < config.vocab_size for token in request.prompt):
+        check_together(request)
+        if not all(0 <= token < config.vocab_size for token in chain(*request.prompts)):
             raise AeroError(f"The prompt has tokens outside the model's vocabulary of {config.vocab_size}.")
         if new_tokens < 0 or request.draft < 0 or request.choice.temperature < 0 or request.choice.top_k < 0:
             raise AeroError("A request counts nothing below zero: new tokens, drafted tokens, temperature, top-k.")
@@ -84,9 +89,35 @@ class Client:
             drafted = self._drafted(request, request.new_tokens - answer - 1)
         session.conduct(Order(do="end"), None)
 
-    def _pass(self, index: int, past: int, rows: list[int], logit_rows: int) -> NDArray[np.float32]:
+    def _answer_together(self, request: Request) -> None:
+        """Several prompts in the same passes. One that is answered goes on unheard until all are."""
+        session, prompts = self.session, request.prompts
+        # One chooser a prompt, all of one seed: each answer is that of its prompt alone.
+        choosers = [Chooser(request.choice) for _ in prompts]
+        past, index = len(session.agreed.prefix), 0
+        entering, open_ = [list(each) for each in prompts], dict.fromkeys(range(len(prompts)), 0)
+        while True:
+            started = perf_counter()
+            rows = [token for each in entering for token in each]
+            logits = self._pass(index, past, rows, 1, batch=len(prompts))
+            chosen = [chooser.choose(values) for chooser, values in zip(choosers, logits, strict=True)]
+            session.emit({"kind": "pass", "seconds": perf_counter() - started})
+            past += len(entering[0])
+            for place in list(open_):
+                if request.keep_logits:
+                    session.emit({"kind": "logits", "prompt": place, "values": [logits[place].tolist()]})
+                session.emit({"kind": "token", "prompt": place, "token": chosen[place]})
+                open_[place] += 1
+                if open_[place] >= request.new_tokens or chosen[place] in request.stop:
+                    del open_[place]
+            if not open_ or self.inbox.stopped:
+                break
+            entering, index = [[token] for token in chosen], index + 1
+        session.conduct(Order(do="end"), None)
+
+    def _pass(self, index: int, past: int, rows: list[int], logit_rows: int, batch: int = 1) -> NDArray[np.float32]:
         phase = "prefill" if index == 0 else f"token {index}"
-        order = Order(do="pass", phase=phase, past=past, rows=len(rows), logit_rows=logit_rows)
+        order = Order(do="pass", phase=phase, past=past, rows=len(rows) // batch, logit_rows=logit_rows, batch=batch)
         self.session.conduct(order, rows)
         logits = self.session.logits
         assert logits is not None
@@ -100,6 +131,22 @@ class Client:
         self.session.emit({"kind": "propose", "count": count})
         vocabulary = self.session.agreed.program.config.vocab_size
         return [token for token in self.inbox.draft()[:count] if 0 <= token < vocabulary]
+
+
+def check_together(request: Request) -> None:
+    """Raise AeroError, which tells no more than lengths, if the prompts cannot go through the same passes."""
+    lengths = sorted({len(prompt) for prompt in request.prompts})
+    if len(lengths) > 1:
+        raise AeroError(
+            "Prompts that are answered together must have the same number of tokens; these have "
+            f"{', '.join(map(str, lengths[:-1]))} and {lengths[-1]}."
+        )
+    if len(request.prompts) > MOST_PROMPTS:
+        raise AeroError(
+            f"At most {MOST_PROMPTS} prompts are answered together, not {len(request.prompts)}; ask for them in parts."
+        )
+    if request.others and request.draft:
+        raise AeroError("A draft model proposes for one prompt; leave it out, or ask for one prompt at a time.")
 
 
 def accept(logits: NDArray[np.float32], drafted: list[int], chooser: Chooser) -> list[int]:

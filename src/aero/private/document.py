@@ -13,7 +13,7 @@ from aero.private.messages import EmbeddingMode
 REVEALED = {
     "logits": "to the client alone, one vector for each generated token; the client chooses the token itself",
     "tokens": "to the client alone; a chosen token returns into the computation as a secret",
-    "public": "architecture, shape, prompt length, number of generated tokens, timing",
+    "public": "architecture, shape, number of prompts and their length, number of generated tokens, timing",
 }
 
 SPECULATION = (
@@ -42,13 +42,14 @@ def document(
     max_abs_error: the largest difference of any private logit from the plaintext's, where both were at hand.
     """
     online = total([result.prefill, *result.tokens, result.ending]).to_dict()
-    later = len(result.answer) - 1
+    later = result.later
     return {
         "schema": 1,
         "model": model,
         "parameters": result.parameters,
+        "prompts": len(result.answers),
         "tokens": result.prompt_tokens,
-        "new_tokens": len(result.answer),
+        "new_tokens": max(map(len, result.answers)),
         "prefix_tokens": result.prefix_tokens,
         "protocol": result.protocol.name,
         "trust_model": result.protocol.trust.to_dict(),

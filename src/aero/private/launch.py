@@ -37,6 +37,7 @@ class PrivateResult:
         with a draft model. ending: of forgetting the request.
     seconds: what the client waited for each pass, from knowing what to ask to choosing a token, compiling and all.
     answer: the chosen tokens. logits: what they were chosen from, [tokens, V], if kept.
+    answers, all_logits: the same of every prompt of the request, in their order; the first is ``answer``.
     drafted: how many tokens a draft model proposed. prompt_tokens, prefix_tokens: lengths.
     system_bytes: what the operating system counted on each party's connections since the session's start, or None where
         it does not say.
@@ -63,6 +64,13 @@ class PrivateResult:
     counted_messages: list[int]
     dealer: dict[str, dict[str, Any]] | None = None
     network: dict[str, Any] | None = None
+    answers: list[list[int]] = field(default_factory=list, repr=False)
+    all_logits: list[NDArray[np.float32]] = field(default_factory=list, repr=False)
+
+    @property
+    def later(self) -> int:
+        """Tokens that passes after the prefill yielded, over all prompts."""
+        return sum(len(answer) - 1 for answer in self.answers)
 
 
 def local_parties(protocol: Protocol, port: int | None) -> tuple[Address, ...]:
@@ -162,7 +170,7 @@ class PrivateSession:
         return self._answer(request, draft)
 
     def ask(self, request: Request, draft: Draft | None = None) -> PrivateResult:
-        """The whole answer to ``request`` and its account."""
+        """The whole answer to ``request`` and its account; of all its prompts, if there are several."""
         for _ in self._answer(request, draft):
             pass
         return self.result
@@ -207,7 +215,7 @@ class PrivateSession:
                     tokens = heard.proposed(draft, int(event["count"]))
                     self._processes.tell(CLIENT, {"kind": "draft", "tokens": tokens})
                 elif heard.take(event):
-                    yield heard.answer[-1]
+                    yield heard.answers[0][-1]
         except GeneratorExit:
             self._processes.tell(CLIENT, {"kind": "stop"})
             while (event := self._next()) is not None:
@@ -259,6 +267,7 @@ class PrivateSession:
         for costs in self._costs:
             costs.clear()
         known = [sent for sent in self._system if sent is not None]
+        logits = [np.asarray(each, np.float32) for each in heard.logits] if all(heard.logits) else []
         return PrivateResult(
             protocol=self.protocol,
             setup=self.setup,
@@ -266,8 +275,10 @@ class PrivateSession:
             ending=accounts.pop("end"),
             tokens=list(accounts.values()),
             seconds=heard.seconds,
-            answer=heard.answer,
-            logits=np.asarray(heard.logits, np.float32) if heard.logits else None,
+            answer=heard.answers[0],
+            logits=logits[0] if logits else None,
+            answers=heard.answers,
+            all_logits=logits,
             drafted=heard.drafted,
             prompt_tokens=len(heard.prompt),
             prefix_tokens=self._prefix,
@@ -296,25 +307,26 @@ class _Heard:
 
     def __init__(self, request: Request) -> None:
         self.prompt = request.prompt
-        self.answer: list[int] = []
-        self.logits: list[list[float]] = []
+        self.answers: list[list[int]] = [[] for _ in request.prompts]
+        self.logits: list[list[list[float]]] = [[] for _ in request.prompts]
         self.seconds: list[float] = []
         self.drafted = 0
 
     def take(self, event: Event) -> bool:
-        """Note one event; whether it was a token."""
+        """Note one event; whether it was a token of the first prompt."""
+        place = int(event.get("prompt", 0))
         if event["kind"] == "token":
-            self.answer.append(int(event["token"]))
-            return True
+            self.answers[place].append(int(event["token"]))
+            return place == 0
         if event["kind"] == "logits":
-            self.logits += event["values"]
+            self.logits[place] += event["values"]
         elif event["kind"] == "pass":
             self.seconds.append(float(event["seconds"]))
         return False
 
     def proposed(self, draft: Draft, count: int) -> list[int]:
         """Up to ``count`` tokens that the draft model puts next."""
-        tokens = [int(token) for token in draft([*self.prompt, *self.answer], count)][:count]
+        tokens = [int(token) for token in draft([*self.prompt, *self.answers[0]], count)][:count]
         self.drafted += len(tokens)
         return tokens
 

@@ -16,31 +16,33 @@ _CIPHER = 33
 """Bytes that a homomorphic product holds for each of its multiplications: 6.7 GB for a one-hot 128 x 2048 x 768."""
 
 
-def estimate(config: ModelConfig, protocol: Protocol, rows: int, embedding: EmbeddingMode) -> int:
-    """Bytes that all parties on one machine need at their peak, for a prefill of ``rows`` tokens."""
+def estimate(config: ModelConfig, protocol: Protocol, rows: int, embedding: EmbeddingMode, *, batch: int = 1) -> int:
+    """Bytes that all parties on one machine need at their peak, for a prefill of ``rows`` tokens of each prompt."""
     # The owner folds in double precision and then gives the matrices away one by one.
     owner = TORCH + 12 * count_parameters(config, tables=True)
-    return owner + estimate_party(config, protocol, rows, embedding) * len(protocol.roles)
+    return owner + estimate_party(config, protocol, rows, embedding, batch=batch) * len(protocol.roles)
 
 
-def estimate_party(config: ModelConfig, protocol: Protocol, rows: int, embedding: EmbeddingMode) -> int:
+def estimate_party(
+    config: ModelConfig, protocol: Protocol, rows: int, embedding: EmbeddingMode, *, batch: int = 1
+) -> int:
     """Bytes that one party needs at its peak, the model's owner where its folded weights lie in memory already."""
     parameters = count_parameters(config, tables=embedding == "private")
     shares = parameters * (4 if protocol.weights == "owned" else protocol.share_bytes)
     # Scores, exponent and their temporaries; hidden activations; one-hot rows.
     numbers = 8 * config.heads * rows * rows + 8 * rows * (config.ffn_width + 4 * config.width)
     numbers += 2 * rows * config.vocab_size if embedding == "private" else 0
-    total = PROCESS + shares + numbers * protocol.share_bytes
+    total = PROCESS + shares + batch * numbers * protocol.share_bytes
     if protocol.weights == "owned" and embedding == "private":
-        total += _CIPHER * rows * config.vocab_size * config.width // len(protocol.roles)
+        total += _CIPHER * batch * rows * config.vocab_size * config.width // len(protocol.roles)
     return total
 
 
-def check(config: ModelConfig, protocol: Protocol, rows: int, embedding: EmbeddingMode) -> None:
+def check(config: ModelConfig, protocol: Protocol, rows: int, embedding: EmbeddingMode, *, batch: int = 1) -> None:
     """Raise AeroError if this machine has too little free memory for all parties."""
     import psutil
 
-    need = estimate(config, protocol, rows, embedding)
+    need = estimate(config, protocol, rows, embedding, batch=batch)
     free = int(psutil.virtual_memory().available)
     if need > free:
         raise AeroError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from typing import Any, Literal
 
 from aero.config import GeluForm
@@ -100,18 +101,25 @@ class PartyJob:
 class Request:
     """What the client asks for, told to the client's party alone.
 
-    prompt: its tokens, secret. new_tokens: how many tokens to generate at most; 0 ends after the prefill.
+    prompt: its tokens, secret. others: further prompts of the same length, answered in the same passes.
+    new_tokens: how many tokens to generate at most, for each prompt; 0 ends after the prefill.
     stop: tokens that end the answer once they are chosen. The number of tokens that were generated is public.
     draft: how many tokens a public draft model proposes for each pass; 0: none does.
     keep_logits: the client reports the logits that it saw, for comparison with plaintext.
     """
 
     prompt: tuple[int, ...] = field(repr=False)
+    others: tuple[tuple[int, ...], ...] = field(default=(), repr=False)
     new_tokens: int = 0
     choice: Choice = Choice()
     stop: tuple[int, ...] = ()
     draft: int = 0
     keep_logits: bool = False
+
+    @property
+    def prompts(self) -> tuple[tuple[int, ...], ...]:
+        """All prompts."""
+        return (self.prompt, *self.others)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values."""
@@ -122,10 +130,10 @@ class Request:
         """The inverse of ``to_dict``. Raises AeroError if the values are not such a request."""
         try:
             choice = Choice(**values["choice"])
-            whole = {**values, "choice": choice, "prompt": tuple(values["prompt"]), "stop": tuple(values["stop"])}
-            request = cls(**whole)
-            numbers = (*request.prompt, *request.stop, request.new_tokens, request.draft, choice.top_k, choice.seed)
-            if not all(type(number) is int for number in numbers):
+            prompts = {"prompt": tuple(values["prompt"]), "others": tuple(map(tuple, values.get("others", ())))}
+            request = cls(**{**values, **prompts, "choice": choice, "stop": tuple(values["stop"])})
+            counts = (request.new_tokens, request.draft, choice.top_k, choice.seed)
+            if not all(type(number) is int for number in (*chain(*request.prompts), *request.stop, *counts)):
                 raise TypeError
         except (ValueError, KeyError, TypeError):
             # The request holds a prompt: its text does not go into the message.
@@ -142,8 +150,9 @@ Event = dict[str, Any]
   counted on its connections so far, None where it does not say.
 - ``ready``: set-up is over. ``answered``: a request is over.
 - ``pass``: seconds that a pass took the client. ``token``: the client chose it. ``logits``: what it chose from, if
-  asked for. ``propose``: count, so many tokens are wanted that may come next. ``refused``: message, one sentence; the
-  request was not begun. The client alone sends these.
+  asked for; both with ``prompt``, its place, where several prompts are answered together. ``propose``: count, so many
+  tokens are wanted that may come next. ``refused``: message, one sentence; the request was not begun. The client alone
+  sends these.
 - ``error``: message, one sentence. ``done``: the party ends in order.
 
 To the client's party, after its job: ``request`` (the values of a Request), ``draft`` (tokens, in answer to

@@ -57,6 +57,8 @@ def answer(
         return Answer(mode, result.answer, result.logits, result)
     if mode not in ("plaintext", "emulate"):
         raise AeroError(f"Unknown mode {mode!r}: choose plaintext, emulate or private.")
+    if request.others:
+        raise AeroError(f"Mode {mode} answers one prompt at a time; give one, or use mode private.")
     source = folded(model, seed=job.weight_seed)
     text = [*job.prefix, *request.prompt]
     if not all(0 <= token < source.config.vocab_size for token in text):

@@ -7,9 +7,11 @@ cache. What is revealed is the prefix itself, to all parties.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
@@ -43,10 +45,10 @@ def enter_prefix(engine: Engine, program: Program, tokens: tuple[int, ...], mode
         engine.hold(f"prefix.{name}")
 
 
-def prefix_step(name: str) -> Step:
-    """The step that begins a request: the cache's variable ``name`` holds the prefix and nothing else."""
-    return Step("prefix", None, _same, (f"prefix.{name}",), (name,))
+def prefix_step(name: str, batch: int) -> Step:
+    """The step that begins a request: the cache's variable ``name`` holds, for each prompt, the prefix and no more."""
+    return Step("prefix", None, partial(_repeated, batch=batch), (f"prefix.{name}",), (name,))
 
 
-def _same(x: jax.Array) -> jax.Array:
-    return x
+def _repeated(x: jax.Array, *, batch: int) -> jax.Array:
+    return x if batch == 1 else jnp.concatenate([x] * batch)

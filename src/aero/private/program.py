@@ -4,9 +4,12 @@ A step is the unit of the account: one operator of one layer. Steps of the same 
 under other variable names, so a deep model compiles as fast as a shallow one. The same list runs in plain JAX
 (``run_plain``) and on the secure engine.
 
+Several prompts of one length can go through together (``batch``): every step then does for all what it does for one, in
+the same rounds.
+
 Variables: ``x`` is the residual stream [rows, width]; ``k.<layer>`` and ``v.<layer>`` are the secret key/value cache
 [kv_heads, keys, head_size], which outlives a pass, keys only where a head has logits; weights carry the names of
-``PrivateConfig.shapes``, in the layout of ``layout.Layout``.
+``PrivateConfig.shapes``, in the layout of ``layout.Layout``. In a batch rows and heads lie prompt behind prompt.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from aero.config import GATED, GeluForm
 from aero.eliminate.private_model import Array, Norm, PrivateConfig
@@ -76,9 +80,9 @@ class Program:
         absent = set() if self.one_hot else {"embedding", "positions"}
         return tuple(name for name in self.layout.shapes() if name not in absent)
 
-    def input_shape(self, rows: int) -> tuple[int, int]:
-        """Shape of the client's input ``tokens`` for that many positions."""
-        return (rows, self.config.vocab_size if self.one_hot else self.config.width)
+    def input_shape(self, rows: int, batch: int = 1) -> tuple[int, int]:
+        """Shape of the client's input ``tokens`` for that many positions of each prompt."""
+        return (batch * rows, self.config.vocab_size if self.one_hot else self.config.width)
 
     @property
     def cache(self) -> tuple[str, ...]:
@@ -94,25 +98,27 @@ class Program:
     def _cache(self, index: int) -> tuple[str, ...]:
         return (f"k.{index}", f"v.{index}") if self.config.active_heads(index)[0] else (f"v.{index}",)
 
-    def forward(self, past: int, rows: int, logit_rows: int = 1, plan: Plan | None = None) -> list[Step]:
-        """The pass over positions past ... past + rows - 1: input ``tokens``, output ``logits`` [logit_rows, V].
+    def forward(
+        self, past: int, rows: int, logit_rows: int = 1, plan: Plan | None = None, *, batch: int = 1
+    ) -> list[Step]:
+        """The pass over positions past ... past + rows - 1: input ``tokens``, output ``logits`` [batch logit_rows, V].
 
         past = 0 is the prefill; past > 0 reads the first ``past`` positions of the key/value cache, which may hold
         more, and extends them. Only the last ``logit_rows`` positions' logits are computed: nothing else chooses a
-        token. With a ``plan`` the cache lies in masked blocks.
+        token. With a ``plan`` the cache lies in masked blocks. batch: how many prompts, all of one length.
         """
-        return list(self._forward(past, rows, logit_rows, plan))
+        return list(self._forward(past, rows, logit_rows, plan, batch))
 
-    def _forward(self, past: int, rows: int, logit_rows: int, plan: Plan | None) -> Iterator[Step]:
+    def _forward(self, past: int, rows: int, logit_rows: int, plan: Plan | None, batch: int) -> Iterator[Step]:
         config = self.config
         if self.one_hot:
             inputs = ["tokens", "embedding"] + (["positions"] if config.learned_positions else [])
-            yield Step("embedding", None, partial(_embed, past=past), tuple(inputs), ("x",))
+            yield Step("embedding", None, partial(_embed, past=past, batch=batch), tuple(inputs), ("x",))
         else:
             yield Step("embedding", None, _enter, ("tokens",), ("x",))
         for index in range(config.depth):
             last = index == config.depth - 1
-            yield from self._attention(index, past, rows, logit_rows if last else rows, plan)
+            yield from self._attention(index, past, rows, logit_rows if last else rows, plan, batch)
             yield from self._branch(index)
         read = "x"
         if config.final_norm != "none":
@@ -121,7 +127,9 @@ class Program:
         bias = ("head.bias",) if "head" in config.biased else ()
         yield Step("vocabulary", None, _vocabulary, (read, "head", *bias), ("logits",))
 
-    def _attention(self, index: int, past: int, rows: int, queries: int, plan: Plan | None) -> Iterator[Step]:
+    def _attention(
+        self, index: int, past: int, rows: int, queries: int, plan: Plan | None, batch: int
+    ) -> Iterator[Step]:
         """queries: how many of the rows, the last ones, anybody reads after this layer's keys and values."""
         config, layer, prefix = self.config, self.config.layers[index], f"layers.{index}"
         heads, kv_heads = config.active_heads(index)
@@ -134,7 +142,7 @@ class Program:
         yield self._linear("projection", index, f"{prefix}.qkv", read, "qkv")
         if queries < rows:
             names = ("x", "n") if read == "n" and config.parallel else ("x",)
-            yield Step("last position", index, partial(_last, rows=queries), names, names)
+            yield Step("last position", index, partial(_last, rows=queries, batch=batch), names, names)
         cache, new = self._cache(index), ("k", "v") if heads else ("v",)
         split = partial(
             attention.split,
@@ -144,6 +152,7 @@ class Program:
             own_heads=config.own_heads(index),
             head_size=config.head_size,
             queries=queries,
+            batch=batch,
         )
         kept = ("w",) if layer.shaped else ()
         yield Step("projection", index, split, ("qkv",), ("q", "k", "v", *kept) if heads else ("v",))
@@ -162,35 +171,37 @@ class Program:
         group = config.heads // config.kv_heads
         averaged: tuple[str, ...] = ()
         if layer.uniform_heads or layer.shaped:
-            average = partial(attention.averages, first=kv_heads, queries=queries, group=group)
+            average = partial(attention.averages, first=kv_heads, queries=queries, group=group, batch=batch)
             averaged, read_values = ("u",), cache[-1:]
             if plan is not None:
-                average = partial(attention.block_averages, kv_heads=config.value_heads(index), average=average)
+                average = partial(attention.block_averages, kv_heads=batch * config.value_heads(index), average=average)
                 read_values = tuple(block.values(index) for block in plan.read)
             operator = "shaped attention" if layer.shaped else "uniform heads"
             yield Step(operator, index, average, read_values, averaged)
         if heads:
-            yield from self._weigh(index, queries, past + rows, plan)
+            yield from self._weigh(index, queries, past + rows, plan, batch)
             if plan is None:
-                mix = partial(attention.values, kv_heads=kv_heads, **self.together.arguments(queries))
+                mix = partial(
+                    attention.values, kv_heads=kv_heads, batch=batch, **self.together.arguments(queries, batch)
+                )
                 yield Step("values", index, mix, ("e", cache[1]), ("o",))
             else:
-                mix = partial(attention.block_values, kv_heads=kv_heads, head_size=config.head_size)
+                mix = partial(attention.block_values, kv_heads=kv_heads, head_size=config.head_size, batch=batch)
                 yield Step("values", index, mix, ("e", *(block.values(index) for block in plan.read)), ("o",))
             merge, whole = (attention.shaped, target) if layer.shaped else (attention.normalise, "a")
-            yield Step("softmax normalise", index, merge, ("o", "r", *averaged, *kept), (whole,))
+            yield Step("softmax normalise", index, partial(merge, batch=batch), ("o", "r", *averaged, *kept), (whole,))
         else:
-            yield Step("uniform heads", index, attention.side_by_side, averaged, ("a",))
+            yield Step("uniform heads", index, partial(attention.side_by_side, batch=batch), averaged, ("a",))
         if not layer.shaped:
             yield self._linear("projection", index, f"{prefix}.out", "a", target)
         if layer.attention_skip and not config.parallel:
             yield Step("residual", index, _add, ("x", "a"), ("x",))
 
-    def _weigh(self, index: int, queries: int, keys: int, plan: Plan | None) -> Iterator[Step]:
+    def _weigh(self, index: int, queries: int, keys: int, plan: Plan | None, batch: int) -> Iterator[Step]:
         """From queries and keys to unnormalised attention weights and one over each row's sum."""
         layer, triangle = self.config.layers[index], Triangle(queries, keys)
         if plan is None:
-            product = partial(attention.scores, **self.together.arguments(queries))
+            product = partial(attention.scores, **self.together.arguments(queries, batch))
             yield Step("scores", index, product, ("q", f"k.{index}"), ("s",))
         else:
             keys_read = tuple(block.keys(index) for block in plan.read)
@@ -310,17 +321,22 @@ def _constant(rotation: Array) -> Rotation:
     return tuple(tuple(tuple(map(float, row)) for row in table) for table in rotation)
 
 
-def _embed(one_hot: jax.Array, table: jax.Array, positions: jax.Array | None = None, *, past: int) -> jax.Array:
+def _embed(
+    one_hot: jax.Array, table: jax.Array, positions: jax.Array | None = None, *, past: int, batch: int
+) -> jax.Array:
     x = one_hot @ table
-    return x if positions is None else x + positions[past : past + one_hot.shape[0]]
+    if positions is None:
+        return x
+    entering = positions[past : past + one_hot.shape[0] // batch]
+    return x + (entering if batch == 1 else jnp.concatenate([entering] * batch))
 
 
 def _enter(rows: jax.Array) -> jax.Array:
     return rows
 
 
-def _last(*each: jax.Array, rows: int) -> tuple[jax.Array, ...]:
-    return tuple(x[-rows:] for x in each)
+def _last(*each: jax.Array, rows: int, batch: int) -> tuple[jax.Array, ...]:
+    return tuple(attention.last_rows(x, rows=rows, batch=batch) for x in each)
 
 
 def _product(x: jax.Array, weight: jax.Array) -> jax.Array:

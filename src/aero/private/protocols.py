@@ -54,9 +54,13 @@ class Together:
     row: int
     crossed: bool = False
 
-    def arguments(self, rows: int) -> dict[str, Any]:
-        """What ``attention.scores`` and ``attention.values`` take for a pass of so many rows."""
-        return {"together": self.row if rows == 1 else self.prefill, "crossed": self.crossed}
+    def arguments(self, rows: int, batch: int = 1) -> dict[str, Any]:
+        """What ``attention.scores`` and ``attention.values`` take for a pass of so many rows of each prompt.
+
+        Where heads share products those of all prompts do: a batch takes the rounds of one prompt.
+        """
+        together = self.row if rows == 1 else self.prefill
+        return {"together": together * batch if together > 1 else 1, "crossed": self.crossed}
 
 
 ALONE = Together(1, 1)

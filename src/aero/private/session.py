@@ -65,7 +65,7 @@ class Session:
         self.protocol: Protocol = protocol_named(job.protocol)
         self.role = role_of(self.protocol.roles, job.rank)
         self.at = "the start"
-        self.held, self.blocks = 0, Blocks()
+        self.held, self.batch, self.blocks = 0, 1, Blocks()
         self._ahead: threading.Thread | None = None
         self._tables: dict[str, NDArray[np.float64]] = {}
         self._end = lost
@@ -186,12 +186,18 @@ class Session:
     def conduct(self, order: Order | None, tokens: list[int] | None) -> Order:
         """Do what the client orders: it alone gives ``order``, and with a pass the ``tokens`` that enter.
 
-        After a pass the client finds its logits in ``logits``, [logit_rows, V].
+        Of several prompts the tokens come one prompt after another. After a pass the client finds its logits in
+        ``logits``, [batch logit_rows, V].
         """
         self.at = "waiting for a request" if self.held == 0 else "waiting for the next pass"
         config = self.agreed.program.config
         told = self.engine.tell_all("schedule", CLIENT, None if order is None else order.to_bytes())
-        order = Order.from_bytes(told, held=max(self.held, len(self.agreed.prefix)), context=config.context)
+        order = Order.from_bytes(
+            told,
+            held=max(self.held, len(self.agreed.prefix)),
+            context=config.context,
+            batch=self.batch if self.held else None,
+        )
         if order.do == "pass":
             self.logits = self._pass(order, tokens)
         elif order.do == "end":
@@ -202,18 +208,19 @@ class Session:
         return order
 
     def _pass(self, order: Order, tokens: list[int] | None) -> NDArray[np.float32] | None:
-        """One forward pass; the logits [logit_rows, V] at the client, None elsewhere."""
+        """One forward pass; the logits [batch logit_rows, V] at the client, None elsewhere."""
         program, plan = self.agreed.program, None
         if order.past == 0:
             self._forget()
             self.blocks.plain = order.rows
         elif self.held == 0:
-            self.engine.run([prefix_step(name) for name in program.cache])
+            self.engine.run([prefix_step(name, order.batch) for name in program.cache])
             self.blocks.plain = order.past
+        self.batch = order.batch
         if order.past and self.protocol.weights == "cached":
             plan = self.blocks.plan(order.past, order.rows)
-        steps = program.forward(order.past, order.rows, order.logit_rows, plan)
-        shape = program.input_shape(order.rows)
+        steps = program.forward(order.past, order.rows, order.logit_rows, plan, batch=order.batch)
+        shape = program.input_shape(order.rows, order.batch)
         self.at = "compiling"
         if self._ahead is not None:
             self._ahead.join()
@@ -251,8 +258,11 @@ class Session:
         blocks = copy.deepcopy(self.blocks)
         plan = blocks.plan(past, 1) if self.protocol.weights == "cached" else None
         passes = (
-            (steps, {"tokens": program.input_shape(order.rows)}),
-            (program.forward(past, 1, 1, plan), {"tokens": program.input_shape(1)}),
+            (steps, {"tokens": program.input_shape(order.rows, order.batch)}),
+            (
+                program.forward(past, 1, 1, plan, batch=order.batch),
+                {"tokens": program.input_shape(1, order.batch)},
+            ),
         )
         self._ahead = threading.Thread(target=self.engine.prepare, args=passes, daemon=True)
         self._ahead.start()
@@ -265,7 +275,8 @@ class Session:
             return value
         rows = self._tables["embedding"][tokens]
         if "positions" in self._tables:
-            rows = rows + self._tables["positions"][past : past + len(tokens)]
+            entering = self._tables["positions"][past : past + len(tokens) // self.batch]
+            rows = rows + np.tile(entering, (self.batch, 1))
         return rows
 
     def _forget(self) -> None:

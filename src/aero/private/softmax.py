@@ -169,9 +169,10 @@ def bounded_weights(scaled_scores: jax.Array, *, triangle: Triangle, form: Expon
 def power_weights(scores: jax.Array, offset: jax.Array, *, triangle: Triangle, power: int, bound: float) -> jax.Array:
     """``power_weight`` ((s + c)^p + POWER_FLOOR) inside the causal region, p = 2 or 4: one or two squarings.
 
-    scores: [heads, packed], and offset: [heads], both times ``power_scale``. Returns [heads, queries, keys].
+    scores: [heads, packed], and offset: [heads] (those of one prompt), both times ``power_scale``.
+    Returns [heads, queries, keys].
     """
-    raised = scores + offset[:, None]
+    raised = scores + jnp.tile(offset, scores.shape[0] // offset.shape[0])[:, None]
     for _ in range(power // 2):
         raised = ring.square(raised)
     floor = power_ends(bound, power)[0]

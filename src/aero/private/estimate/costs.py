@@ -53,7 +53,7 @@ class Walk:
 
     def _take(self, operation: Operation) -> None:
         kinds = [self._kinds[self._origin(name)] for name in operation.operands]
-        if operation.name == "reshape" and kinds[0] in ("masked", "cached"):
+        if operation.name in ("reshape", "transpose") and kinds[0] in ("masked", "cached"):
             self._views[operation.results[0]] = operation.operands[0]
         kind = self._result(operation, kinds)
         self._kinds.update(dict.fromkeys(operation.results, kind))

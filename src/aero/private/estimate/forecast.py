@@ -5,14 +5,14 @@ No weight is needed and nothing runs, so the model may be larger than this machi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from aero.config import GeluForm
-from aero.eliminate.private_model import PrivateConfig
+from aero.eliminate.private_model import Array, PrivateConfig
 from aero.errors import AeroError
 from aero.private.blocks import MASKED, Blocks, Plan
 from aero.private.engine import identity, lower, opened_messages
@@ -67,8 +67,11 @@ def forecast(
     new_tokens: int,
     embedding: EmbeddingMode,
     gelu: GeluForm,
+    prompts: int = 1,
 ) -> Forecast:
     """The account of a run of the folded model ``config``: a prompt of ``tokens``, ``new_tokens`` chosen after it.
+
+    prompts: so many of that length, answered together.
 
     Raises AeroError if the protocol has no laws, an operation of the program has none, or the tokens do not fit.
     """
@@ -83,7 +86,7 @@ def forecast(
             "ask for fewer."
         )
     try:
-        return _Forecasting(config, protocol, embedding, gelu).run(tokens, new_tokens)
+        return _Forecasting(config, protocol, embedding, gelu, prompts).run(tokens, new_tokens)
     except ValueError as error:
         raise AeroError(f"This program cannot be estimated: {error}.") from None
 
@@ -93,14 +96,33 @@ _LOWERED: dict[Any, tuple[Listing, tuple[Shape, ...]]] = {}
 in every forecast, and most of its time."""
 
 
+def lowered(step: Step, shapes: Mapping[str, Shape], protocol: Protocol) -> tuple[Listing, tuple[Shape, ...]]:
+    """What the compiler makes of the step for variables of these shapes, and its results' shapes."""
+    inputs = tuple(shapes[name] for name in step.inputs)
+    # Integers are told from numbers by their name.
+    integers = tuple(name.startswith(MASKED) for name in step.inputs)
+    key = (identity(step.function), inputs, integers, protocol.weights == "cached")
+    if key not in _LOWERED:
+        code, outputs = lower(step.function, step.inputs, inputs, protocol)
+        _LOWERED[key] = (read_listing(code), outputs)
+    return _LOWERED[key]
+
+
+def some_angles(config: PrivateConfig) -> Array | None:
+    """Public angles of the right shape, None for a model that turns nothing: no cost depends on their values."""
+    if not config.rotary_size:
+        return None
+    return np.random.default_rng(0).uniform(0.1, 0.9, (2, config.context, config.rotary_size // 2))
+
+
 class _Forecasting:
-    def __init__(self, config: PrivateConfig, protocol: Protocol, embedding: EmbeddingMode, gelu: GeluForm) -> None:
-        self.protocol, self.laws = protocol, LAWS[protocol.kind]
-        # Public angles of the right shape: no cost depends on their values.
-        angles = np.random.default_rng(0).uniform(0.1, 0.9, (2, config.context, config.rotary_size // 2))
+    def __init__(
+        self, config: PrivateConfig, protocol: Protocol, embedding: EmbeddingMode, gelu: GeluForm, prompts: int
+    ) -> None:
+        self.protocol, self.laws, self.prompts = protocol, LAWS[protocol.kind], prompts
         self.program = Program(
             config,
-            angles if config.rotary_size else None,
+            some_angles(config),
             one_hot=embedding == "private",
             gelu=gelu,
             together=protocol.together,
@@ -143,16 +165,17 @@ class _Forecasting:
         return tuple(work)
 
     def _pass(self, past: int, rows: int) -> tuple[Work, ...]:
-        self.shapes["tokens"], self.kinds["tokens"] = self.program.input_shape(rows), "owner 1"
+        self.shapes["tokens"], self.kinds["tokens"] = self.program.input_shape(rows, self.prompts), "owner 1"
         others = len(self.protocol.roles) - 1
         phase = f"token {past - self.prompt + 1}" if past else "prefill"
-        order = len(Order(do="pass", phase=phase, past=past, rows=rows, logit_rows=1).to_bytes())
+        told = Order(do="pass", phase=phase, past=past, rows=rows, logit_rows=1, batch=self.prompts)
+        order = len(told.to_bytes())
         plan = None
         if past == 0:
             self.blocks.plain = rows
         elif self.protocol.weights == "cached":
             plan = self.blocks.plan(past, rows)
-        steps = self.program.forward(past, rows, plan=plan)
+        steps = self.program.forward(past, rows, plan=plan, batch=self.prompts)
         live = set(self.shapes) - set(self.program.layout.shapes()) - WORKING - {"logits"} | {"tokens"}
         work = [Work("schedule", None, order * others, others, 0, 0)]
         for step, dead in zip(steps, freed(steps), strict=True):
@@ -182,13 +205,8 @@ class _Forecasting:
     def _step(self, step: Step) -> tuple[Walk, tuple[Shape, ...]]:
         shapes = tuple(self.shapes[name] for name in step.inputs)
         kinds = tuple(self.kinds[name] for name in step.inputs)
-        # Integers are told from numbers by their name.
-        integers = tuple(name.startswith(MASKED) for name in step.inputs)
-        key = (identity(step.function), shapes, integers, self.protocol.weights == "cached")
-        if key not in _LOWERED:
-            code, outputs = lower(step.function, step.inputs, shapes, self.protocol)
-            _LOWERED[key] = (read_listing(code), outputs)
-        listing, outputs = _LOWERED[key]
+        key = (identity(step.function), shapes, tuple(name.startswith(MASKED) for name in step.inputs))
+        listing, outputs = lowered(step, self.shapes, self.protocol)
         if (key, kinds) not in self._walked:
             self._walked[key, kinds] = Walk(listing, kinds, self.laws)
         return self._walked[key, kinds], outputs
