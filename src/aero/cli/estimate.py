@@ -25,6 +25,9 @@ def command(
     calibrate: Annotated[
         Path | None, typer.Option(help="Measure how fast this machine is under the protocol, and write it here.")
     ] = None,
+    floor: Annotated[
+        bool, typer.Option("--floor", help="Also say the least that the prefill's operators must send, and why.")
+    ] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the estimate to this file.")] = None,
 ) -> None:
     """Predict bytes, rounds, memory and seconds of a private run. The model may be larger than this machine."""
@@ -48,20 +51,32 @@ def command(
     from aero.eliminate.source import describe
     from aero.files import write_json
     from aero.private.estimate.document import estimate_document
+    from aero.private.estimate.floor import FORMS, least
     from aero.private.estimate.forecast import forecast
 
     config = outline(describe(model))
     mode: Any = embedding
-    form: Any = gelu
-    expected = forecast(config, chosen, tokens=tokens, new_tokens=new_tokens, embedding=mode, gelu=form)
+    gelu_form: Any = gelu
+    expected = forecast(config, chosen, tokens=tokens, new_tokens=new_tokens, embedding=mode, gelu=gelu_form)
     speeds = SHIPPED if calibration is None else read_calibration(calibration)
     if chosen.kind not in speeds:
         raise AeroError(f"{calibration} has nothing about {protocol}; calibrate with --protocol {protocol}.")
     asked = {"model": model, "tokens": tokens, "new_tokens": new_tokens, "embedding": embedding, "gelu": gelu}
-    written = estimate_document(expected, config, chosen, speeds[chosen.kind], link, asked)
+    floors = None
+    if floor:
+        floors = {
+            form: least(config, chosen, tokens=tokens, embedding=mode, gelu=gelu_form, form=form) for form in FORMS
+        }
+    written = estimate_document(expected, config, chosen, speeds[chosen.kind], link, asked, floors)
     _print(written, link)
     if json_file is not None:
         write_json(json_file, written)
+
+
+FLOORS = {
+    "engine": "each number opened once and independent steps at a time, the engine's operations",
+    "merged": "the same, and the message that cuts a number also opens it",
+}
 
 
 def _calibrate(protocol: Any, file: Path) -> None:
@@ -92,6 +107,11 @@ def _print(written: dict[str, Any], link: Any) -> None:
         table.add_row("each further token", *_figures(written["per_token"]))
     table.add_row("set-up, once", *_figures(written["setup"]))
     console.print(table)
+    for form, each in (written["floor"] or {}).items():
+        console.print(
+            f"Floor, {FLOORS[form]}: {each['bytes'] / 1e6:,.3f} MB, {each['rounds']:,} rounds "
+            f"({each['opened']:,} numbers opened, {each['cut']:,} cut)."
+        )
     console.print(f"Memory: {written['memory_per_party'] / 2**30:.1f} GiB a party.")
     if not written["rounds_exact"]:
         console.print("Rounds are within a few percent: which party sends a truncation's correction depends on timing.")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from aero import provenance
 from aero.eliminate.private_model import PrivateConfig
+from aero.private.estimate.floor import Floor, Form
 from aero.private.estimate.forecast import Forecast, Work
 from aero.private.estimate.seconds import Speed, seconds
 from aero.private.memory import PROCESS
@@ -27,8 +29,12 @@ def estimate_document(
     speed: Speed,
     network: Network | None,
     asked: dict[str, Any],
+    floors: Mapping[Form, Floor] | None = None,
 ) -> dict[str, Any]:
-    """Phases with totals and operators summed over layers. asked: model, tokens and so on, as they were asked for."""
+    """Phases with totals and operators summed over layers. asked: model, tokens and so on, as they were asked for.
+
+    floors: by form, the least that the prefill's operators must send.
+    """
 
     def phase(work: Sequence[Work]) -> dict[str, Any]:
         table: dict[str, dict[str, Any]] = {}
@@ -57,6 +63,7 @@ def estimate_document(
         "setup": phase(forecast.setup),
         "prefill": phase(forecast.prefill),
         "per_token": mean,
+        "floor": None if floors is None else {form: asdict(each) for form, each in floors.items()},
         "rounds_exact": forecast.rounds_exact,
         "memory_per_party": PROCESS + forecast.numbers * protocol.share_bytes,
         "statement": STATEMENT,
