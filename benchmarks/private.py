@@ -14,7 +14,6 @@ machines, other links, other adversaries.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import shlex
 import statistics
@@ -82,6 +81,9 @@ CITED = [
     },
 ]
 """What others report for whole systems. Nothing here was measured by us."""
+
+PEER = Path(__file__).parent / "results" / "peer-crypten.json"
+"""What ``benchmarks/peer_crypten.py`` found: single operators in CrypTen."""
 
 
 def measure(model: str, words: list[str]) -> dict[str, Any]:
@@ -187,7 +189,8 @@ class Table:
             "machine": provenance.machine(),
             "cells": cells,
             "cited": CITED,
-            "crypten": "absent" if importlib.util.find_spec("crypten") is None else "installed, not driven from here",
+            # Measured in an environment of its own: it wants another torch.
+            "crypten": json.loads(PEER.read_text(encoding="utf-8")) if PEER.exists() else None,
         }
 
     def row(self, protocol: str, network: str, label: str) -> dict[str, Any] | None:
@@ -250,6 +253,16 @@ def markdown(report: dict[str, Any]) -> str:
             lines.append(
                 f"| {cell['row']} | {cell['total_bytes'] / 1e6:,.1f} | {cell['rounds']:,} | {cell['seconds']:,.2f} | "
                 f"{ratios[0]} | {ratios[1]} | {'yes' if cell['account_holds'] else 'no'} |"
+            )
+    if report["crypten"] is not None:
+        peer = report["crypten"]
+        lines += ["", f"## {peer['system']}, single operators ({peer['setting']}; {peer['date']})", ""]
+        lines += ["| operator | operands | MB | rounds | s |", "|---|---|---|---|---|"]
+        for row in peer["rows"]:
+            shapes = ", ".join("x".join(map(str, shape)) for shape in row["shapes"])
+            lines.append(
+                f"| {row['operator']} | {shapes} | {row['total_bytes'] / 1e6:,.1f} | {row['rounds']} | "
+                f"{row['seconds']:,.2f} |"
             )
     lines += ["", "## What others report (not measured here, not comparable)", "", "| system | setting | figures |"]
     lines += ["|---|---|---|", *(f"| {c['system']} | {c['setting']} | {c['figures']} |" for c in report["cited"])]
