@@ -10,6 +10,7 @@ import socket
 import subprocess
 import urllib.request
 
+import psutil
 import pytest
 
 pytest.importorskip("spu")
@@ -145,6 +146,17 @@ def test_the_doctor_and_the_metrics(deployment: Deployment) -> None:
     assert "s for a prompt of 32 tokens" in done.stdout
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
         assert b"aero_sessions 0.0" in answer.read()
+
+
+def test_a_dealer_leaves_no_core_file() -> None:
+    process = subprocess.Popen([*AERO, "dealer", "--port", "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        assert process.stderr is not None
+        assert b"listening" in process.stderr.readline()
+        assert psutil.Process(process.pid).rlimit(psutil.RLIMIT_CORE) == (0, 0)
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=20)
 
 
 def test_a_servers_plan_needs_its_memory(deployment: Deployment) -> None:

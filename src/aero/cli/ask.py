@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,6 +68,8 @@ async def _converse(
     config: Path, prompts: Iterator[str], new_tokens: int, temperature: float, seed: int, stop: list[str]
 ) -> None:
     need_serve()
+    # A core dump would hold the prompt.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     from aero.private.messages import Choice, Request
     from aero.serve.client import PrivateClient
     from aero.serve.text import Tokenizer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import ipaddress
+import resource
 from pathlib import Path
 from typing import Annotated
 
@@ -49,6 +50,8 @@ def command(
         print(public_key, end="", flush=True)
         Console(stderr=True).print(f"dealer: listening on {host}:{port}{'' if tls is None else ' (TLS)'}")
 
+    # A core dump would hold the secret key and the parties' seeds.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     serve(host, port, tls=tls, ready=ready)
 
 
