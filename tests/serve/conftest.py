@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from aero.private.protocols import protocol_named
 from aero.private.watch import free_ports
 from aero.serve.template import create
 
@@ -36,29 +37,29 @@ def make_tokenizer(folder: Path) -> None:
 
 
 class Deployment:
-    """Three parties in three folders, on ports of their own; ``start`` runs a server of one as a process.
+    """The protocol's parties in a folder each, on ports of their own; ``start`` runs a server of one as a process.
 
     environment: of all processes, beside the test's own. before: by role, what comes before its command line.
     temporary: where all processes put temporary files.
     """
 
-    def __init__(self, home: Path) -> None:
-        self.home = home
+    def __init__(self, home: Path, protocol: str = "aby3", dealer: str = "127.0.0.1:1") -> None:
+        self.home, self.roles = home, protocol_named(protocol).roles
         self.ports = dict(zip(("model", "helper"), free_ports(2), strict=True))
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.environment: dict[str, str] = {}
         self.before: dict[str, tuple[str, ...]] = {}
         self.temporary = home / "temporary"
         self.temporary.mkdir()
-        for role in ("model", "helper", "client"):
+        for role in self.roles:
             create(
-                role,  # type: ignore[arg-type]
+                role,
                 home / role,
-                protocol="aby3",
+                protocol=protocol,
                 listen=f"127.0.0.1:{self.ports.get(role, 1)}",
                 model=f"127.0.0.1:{self.ports['model']}",
                 helper=f"127.0.0.1:{self.ports['helper']}",
-                dealer="127.0.0.1:1",
+                dealer=dealer,
                 days=30,
             )
         for giver, folder in (
@@ -69,7 +70,8 @@ class Deployment:
             ("model", "client/peers"),
             ("helper", "client/peers"),
         ):
-            (home / folder / f"{giver}.crt").write_bytes((home / giver / f"{giver}.crt").read_bytes())
+            if {giver, folder.partition("/")[0]} <= set(self.roles):
+                (home / folder / f"{giver}.crt").write_bytes((home / giver / f"{giver}.crt").read_bytes())
 
     def config(self, role: str) -> Path:
         """The party's configuration."""
@@ -99,10 +101,11 @@ class Deployment:
         return process
 
     def serve(self) -> None:
-        """Start both servers and wait until they listen."""
-        self.start("helper", "party", "run", "--config", str(self.config("helper")))
+        """Start the servers and wait until they listen."""
+        if "helper" in self.roles:
+            self.start("helper", "party", "run", "--config", str(self.config("helper")))
         self.start("model", "serve", MODEL, "--config", str(self.config("model")))
-        for role in ("helper", "model"):
+        for role in list(self.processes):
             self.wait_for(role, '"listening"')
 
     def wait_for(self, role: str, words: str, seconds: float = 60.0, count: int = 1) -> None:
