@@ -60,7 +60,7 @@ OPERATIONS: dict[str, tuple[Any, int]] = {
 def compare(rehearsal: Rehearsal, protocol: str, function: Any, shapes: list[Any], owners: list[int | None]) -> None:
     """The walk over ``function`` says what the engine counts when it runs it."""
     names = [f"in{index}" for index in range(len(shapes))]
-    code, outputs = lower(function, names, shapes, protocol_named(protocol))
+    code, outputs = lower(function, names, shapes)
     for name, shape, owner in zip(names, shapes, owners, strict=True):
         rehearsal.put(name, shape, owner)
     laws = LAWS[protocol_named(protocol).kind]
@@ -115,7 +115,7 @@ def compare_program(protocol: str, model: str, gelu: Any, one_hot: bool, folder:
         shapes["tokens"], kinds["tokens"] = program.input_shape(rows), "owner 1"
         rehearsal.put("tokens", shapes["tokens"], 1)
         for step in program.forward(past, rows):
-            code, outputs = lower(step.function, step.inputs, [shapes[name] for name in step.inputs], chosen)
+            code, outputs = lower(step.function, step.inputs, [shapes[name] for name in step.inputs])
             walk = Walk(read_listing(code), [kinds[name] for name in step.inputs], laws)
             sent, messages = rehearsal.run(code, step.inputs, step.outputs)
             assert (step.operator, walk.cost.bytes) == (step.operator, sent)
@@ -194,7 +194,7 @@ def test_what_has_no_law_is_refused() -> None:
         forecast(
             outline(describe("gpt2-tiny")), SEMI2K_INSECURE, tokens=128, new_tokens=9, embedding="client", gelu="tanh"
         )
-    code, _ = lower(lambda x: jnp.sort(x), ["x"], [(4,)], SEMI2K_INSECURE)
+    code, _ = lower(lambda x: jnp.sort(x), ["x"], [(4,)])
     with pytest.raises(ValueError, match=r"no (law|cost)"):
         Walk(read_listing(code), ["shared"], LAWS["SEMI2K"])
 

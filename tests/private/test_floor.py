@@ -84,7 +84,7 @@ def test_a_number_is_opened_once_and_independent_products_share_a_round() -> Non
         square = ring.truncate(ring.product(x, x) + ring.product(x, y))
         return square, ring.truncate(ring.product(x + y, y))
 
-    code, _ = lower(function, ["x", "y"], [(6,), (6,)], ABY3)
+    code, _ = lower(function, ["x", "y"], [(6,), (6,)])
     graph = Graph(LAWS["SEMI2K"], "engine", wires={"x": Wire(6, 0), "y": Wire(6, 3)})
     graph.take(Step("any", None, function, ("x", "y"), ("a", "b")), read_listing(code))
     # The sum of two opened numbers is open. y comes after round 3, so both results are there after 3 + 2.

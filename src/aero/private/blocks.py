@@ -14,6 +14,7 @@ mask. In plain JAX all of this is ordinary arithmetic.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +23,7 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
 from jaxlib.hlo_helpers import custom_call
+from jaxlib.mlir.dialects import stablehlo
 
 MASKED = "masked."
 """Variables of this prefix are integers to the engine."""
@@ -171,7 +173,12 @@ def gathered(*blocks: jax.Array, kv_heads: int) -> jax.Array:
 
 
 def units(x: jax.Array) -> jax.Array:
-    """x as integers whose mask will be opened once: products with it send nothing for it after the first."""
+    """x as integers whose mask is opened here, and never again: products with it send nothing for it.
+
+    It is opened by squaring it. The engine (0.9.5) would also open it in the first matrix product, but does not count
+    that mask: the numbers of the masks that follow would be the same ones, and what they hide would follow from what
+    was opened. An elementwise product counts; it opens its operand under two masks, each of its own numbers.
+    """
     return units_p.bind(x)  # type: ignore[no-any-return,no-untyped-call]
 
 
@@ -209,7 +216,19 @@ def _call(target: str, operand: Any, *others: Any) -> Any:
 def _lower_units(context: Any, x: Any, *, once: bool) -> Any:
     bits = mlir.lower_fun(lambda x: jax.lax.bitcast_convert_type(x, jnp.int32), multiple_results=False)
     values = [x] if context.avals_in[0].dtype == jnp.int32 else bits(context, x)
-    return values if once else _call("spu.make_cached_var", values[0])
+    if once:
+        return values
+    # A mask belongs to a shape: that of the matrix of which products are made. Nobody reads the square; what forgets a
+    # mask that it does not have keeps it from being left out.
+    shape = context.avals_in[0].shape
+    matrix = mlir.ir.RankedTensorType.get([math.prod(shape[:-1]), shape[-1]], _element(values[0]))
+    (masked,) = _call("spu.make_cached_var", stablehlo.reshape(matrix, values[0]))
+    _call("spu.drop_cached_var", stablehlo.multiply(masked, masked), masked)
+    return [stablehlo.reshape(mlir.ir.RankedTensorType.get(list(shape), _element(values[0])), masked)]
+
+
+def _element(value: Any) -> Any:
+    return mlir.ir.RankedTensorType(value.type).element_type
 
 
 def _lower_forget(_: Any, result: Any, operand: Any) -> Any:

@@ -34,7 +34,6 @@ from aero.private.dealer.access import DealerAccess
 from aero.private.program import Step, freed
 from aero.private.protocols import CLIENT, MODEL, Protocol
 from aero.private.ring import FRACTION_BITS
-from aero.private.squares import open_once
 
 MESSAGE_TIMEOUT = 24 * 3600.0
 """Seconds the link waits for a message. Long on purpose: a lost party is noticed by ``watch``, not by a slow step."""
@@ -75,6 +74,7 @@ class Engine:
         self._runtime = spu.Runtime(self._link, config)
         self._io = spu.Io(self.world, config)
         self._shapes: dict[str, tuple[int, ...]] = {}
+        self._opened: dict[tuple[int, ...], str] = {}
         self._compiled: dict[_Key, tuple[bytes, tuple[tuple[int, ...], ...]]] = {}
         self._costs: list[PartyCost] = []
         self._sent = self._messages = 0
@@ -94,12 +94,13 @@ class Engine:
         self._runtime.set_var(name, shares[self.rank])
         self._shapes[name] = shape
 
-    def hold(self, name: str, *, from_left: bool = False) -> None:
+    def hold(self, name: str) -> None:
         """Bring the weight ``name``, just entered by its owner, into the form in which the protocol uses it.
 
-        Adding a shared zero shares it. A cached matrix has its mask opened here, by a product with zeros, so that the
-        opening is not part of the first answer. The engine keeps masks of left and right factors apart: ``from_left``
-        says which one the weight is.
+        Adding a shared zero shares it. A cached matrix has its mask opened here, so that the opening is not part of the
+        first answer: by an elementwise product, because the engine's matrix product draws later masks from the numbers
+        of one that it opens (``blocks.units``). The other factor is a matrix of the same shape whose mask is open, or
+        else the matrix itself, which is then opened under two masks.
         """
         if self.protocol.weights == "owned":
             return
@@ -111,10 +112,9 @@ class Engine:
         self.run([Step("weights", None, _sum, (name, "zero"), (name,))])
         if self.protocol.weights == "cached" and len(self._shapes[name]) == 2:
             self.run([Step("weights", None, make_cached_var, (name,), (name,))])
-            rows, columns = self._shapes[name]
-            self._enter_zeros("row", (columns, 1) if from_left else (1, rows))
-            factors = (name, "row") if from_left else ("row", name)
-            self.run([Step("weights", None, jnp.matmul, factors, ("row",))])
+            other = self._opened.setdefault(self._shapes[name], name)
+            self.run([Step("weights", None, jnp.multiply, (name, other), ("row",))])
+            self.delete("row")
 
     def warm_up(self) -> None:
         """Run one small comparison, product and matrix product: their set-up is then no part of the first answer."""
@@ -217,7 +217,7 @@ class Engine:
     def _compile(self, step: Step, known: Shapes) -> tuple[libspu.Executable, tuple[tuple[int, ...], ...]]:
         key = self._key(step, known)
         if key not in self._compiled:
-            self._compiled[key] = lower(step.function, step.inputs, key[1], self.protocol)
+            self._compiled[key] = lower(step.function, step.inputs, key[1])
         code, outputs = self._compiled[key]
         label = step.operator if step.layer is None else f"{step.operator} {step.layer}"
         executable = libspu.Executable(
@@ -285,12 +285,9 @@ def opened_messages(protocol: Protocol, shape: tuple[int, ...]) -> list[int]:
 
 
 def lower(
-    function: Callable[..., Any], inputs: Sequence[str], shapes: Sequence[tuple[int, ...]], protocol: Protocol
+    function: Callable[..., Any], inputs: Sequence[str], shapes: Sequence[tuple[int, ...]]
 ) -> tuple[bytes, tuple[tuple[int, ...], ...]]:
-    """``function`` of secret inputs of these shapes in the engine's own language, and the shapes of its results.
-
-    Where the protocol's products open their factors under masks, a square opens its one factor once.
-    """
+    """``function`` of secret inputs of these shapes in the engine's own language, and the shapes of its results."""
     types = [np.int32 if name.startswith(MASKED) else np.float32 for name in inputs]
     arguments = [jax.ShapeDtypeStruct(*each) for each in zip(shapes, types, strict=True)]  # type: ignore[no-untyped-call]
     secret = [libspu.Visibility.VIS_SECRET] * len(shapes)
@@ -303,8 +300,7 @@ def lower(
         secret,
         lambda outputs: [str(index) for index in range(len(outputs))],
     )
-    code = open_once(executable.code) if protocol.weights == "cached" else executable.code
-    return code, tuple(tuple(each.shape) for each in jax.tree_util.tree_leaves(out))
+    return executable.code, tuple(tuple(each.shape) for each in jax.tree_util.tree_leaves(out))
 
 
 def identity(function: Callable[..., Any]) -> Any:

@@ -16,9 +16,6 @@ from aero.eliminate.private_model import Array, PrivateConfig
 from aero.private.exponent import exponential_for
 from aero.private.softmax import power_scale
 
-FROM_LEFT = frozenset({"head"})
-"""Weights that stand on the left of their product."""
-
 
 class Layout:
     """The weights of the model with this public description, as ``Program`` names and shapes them."""

@@ -7,8 +7,6 @@ free. So here a product stays *double*, with 2 f fraction bits, until ``truncate
 
     truncate(product(x, x) + scaled(x, 0.5))      # x^2 + x/2: one product, one truncation
 
-A product of a number with itself is also told from others here: under masks it opens that number once (``squares``).
-
 In plain JAX (and on whatever interprets the jaxpr in floating point) the four are ordinary arithmetic and ``truncate``
 is the identity. For the engine they become integer products of the shares: nothing changes but when bits are cut.
 

@@ -24,7 +24,6 @@ from aero.private.dealer.link import DealerLink
 from aero.private.engine import Engine
 from aero.private.held import read
 from aero.private.inbox import Inbox
-from aero.private.layout import FROM_LEFT
 from aero.private.messages import Event, PartyJob, role_of
 from aero.private.orders import Order
 from aero.private.prefix import enter_prefix, prefix_step
@@ -166,7 +165,7 @@ class Session:
             # Taken out of the model one by one: shares and weights need not both fit.
             value = None if model is None else program.layout.take(name, model.weights)
             self.engine.enter(name, shapes[name], MODEL, value)
-            self.engine.hold(name, from_left=name in FROM_LEFT)
+            self.engine.hold(name)
             self._step_done(done + 1)
         self.engine.warm_up()
         if not program.one_hot:

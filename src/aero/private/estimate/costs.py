@@ -108,6 +108,7 @@ class Walk:
             left, right = (0 if kind == "cached" else size for kind in kinds)
             sent = self.laws.left * left + self.laws.right * right + self.laws.result * size
             self.cost += Cost(sent, self.laws.rounds if sent else 0)
+            self._open(operation, kinds)
             return result
         letters = "".join({"public": "p", "bits": "b"}.get(kind, "s") for kind in kinds)
         if name in _SYMMETRIC:
@@ -134,10 +135,14 @@ class Walk:
             batch, rows, inner, columns, kinds, whole=operation.result_types[0].element != "f32"
         )
         self.multiplications += batch * rows * inner * columns
+        self._open(operation, kinds)
+        return "shared"
+
+    def _open(self, operation: Operation, kinds: list[Kind]) -> None:
+        """A product has opened its operands' masks, of which one is remembered."""
         for name, kind in zip(operation.operands, kinds, strict=True):
             if kind == "masked":
                 self._kinds[self._origin(name)] = "cached"
-        return "shared"
 
     def _convert(self, operation: Operation, kind: Kind) -> Kind:
         if kind != "public":

@@ -28,7 +28,7 @@ from aero.private.estimate.laws import LAWS, Laws
 from aero.private.estimate.operations import Listing, Operation
 from aero.private.messages import EmbeddingMode
 from aero.private.program import Program, Step
-from aero.private.protocols import ABY3, ALONE, Protocol
+from aero.private.protocols import ALONE, Protocol
 
 Form = Literal["engine", "merged"]
 FORMS: tuple[Form, ...] = get_args(Form)
@@ -209,8 +209,7 @@ def least(
     shapes["tokens"] = program.input_shape(tokens)
     graph.wires["tokens"] = Wire(shapes["tokens"][0] * shapes["tokens"][1], 0, owner=True)
     for step in program.forward(0, tokens):
-        # For aby3 the compiler's text is left as it is: squares there do not see to their masks themselves.
-        listing, outputs = lowered(step, shapes, ABY3)
+        listing, outputs = lowered(step, shapes)
         shapes.update(zip(step.outputs, outputs, strict=True))
         graph.take(step, listing)
     return graph.floor

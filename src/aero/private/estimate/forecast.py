@@ -19,7 +19,6 @@ from aero.private.engine import identity, lower, opened_messages
 from aero.private.estimate.costs import Walk
 from aero.private.estimate.laws import LAWS, Cost, Kind, Laws
 from aero.private.estimate.operations import Listing, read_listing
-from aero.private.layout import FROM_LEFT
 from aero.private.messages import EmbeddingMode
 from aero.private.orders import Order
 from aero.private.program import WORKING, Program, Step, freed
@@ -92,18 +91,17 @@ def forecast(
 
 
 _LOWERED: dict[Any, tuple[Listing, tuple[Shape, ...]]] = {}
-"""What the compiler makes of a function at these shapes, by whether products open their factors under masks: the same
-in every forecast, and most of its time."""
+"""What the compiler makes of a function at these shapes is the same in every forecast, and takes most of its time."""
 
 
-def lowered(step: Step, shapes: Mapping[str, Shape], protocol: Protocol) -> tuple[Listing, tuple[Shape, ...]]:
+def lowered(step: Step, shapes: Mapping[str, Shape]) -> tuple[Listing, tuple[Shape, ...]]:
     """What the compiler makes of the step for variables of these shapes, and its results' shapes."""
     inputs = tuple(shapes[name] for name in step.inputs)
     # Integers are told from numbers by their name.
     integers = tuple(name.startswith(MASKED) for name in step.inputs)
-    key = (identity(step.function), inputs, integers, protocol.weights == "cached")
+    key = (identity(step.function), inputs, integers)
     if key not in _LOWERED:
-        code, outputs = lower(step.function, step.inputs, inputs, protocol)
+        code, outputs = lower(step.function, step.inputs, inputs)
         _LOWERED[key] = (read_listing(code), outputs)
     return _LOWERED[key]
 
@@ -146,15 +144,19 @@ class _Forecasting:
 
     def _setup(self) -> tuple[Work, ...]:
         """Weights as ``Engine.hold`` brings them in, and the tables that a client may be given."""
-        cached = self.protocol.weights == "cached"
+        cached, opened = self.protocol.weights == "cached", set[Shape]()
         entering = [_share(self.laws, 1)] * 2  # the shared zero is a sum of two owners' numbers
         for name in self.program.weights:
             shape = self.shapes[name]
             entering.append(_share(self.laws, int(np.prod(shape))))
             self.kinds[name] = "shared"
             if cached and len(shape) == 2:
-                zeros = (*shape, 1) if name in FROM_LEFT else (1, *shape)
-                entering.append(self.laws.product(1, *zeros, ("shared", "shared")))
+                # By a product with another of its shape, or with itself under two masks.
+                twice, size = shape not in opened, int(np.prod(shape))
+                opened.add(shape)
+                bytes_, rounds = self.laws.truncation
+                sent = (self.laws.left + (self.laws.right if twice else 0) + self.laws.result + bytes_) * size
+                entering.append(Cost(sent, self.laws.rounds + rounds))
                 self.kinds[name] = "cached"
         total = sum(entering, Cost())
         work = [Work("weights", None, total.bytes, total.rounds, 0, self.numbers)]
@@ -206,7 +208,7 @@ class _Forecasting:
         shapes = tuple(self.shapes[name] for name in step.inputs)
         kinds = tuple(self.kinds[name] for name in step.inputs)
         key = (identity(step.function), shapes, tuple(name.startswith(MASKED) for name in step.inputs))
-        listing, outputs = lowered(step, self.shapes, self.protocol)
+        listing, outputs = lowered(step, self.shapes)
         if (key, kinds) not in self._walked:
             self._walked[key, kinds] = Walk(listing, kinds, self.laws)
         return self._walked[key, kinds], outputs

@@ -1,0 +1,122 @@
+"""Masks of the two-party protocols are used for one value alone: no number of a seed is drawn for two of them.
+
+The dealer hears which numbers of their seeds the parties drew for every array of masks, so it is asked here.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("spu")
+
+from aero.private.dealer import serve
+from aero.private.dealer.access import DealerAccess
+from aero.private.dealer.server import Service
+from aero.private.dealer.wire import Draw, decode
+from aero.private.launch import local_parties, run_party
+from aero.private.messages import PartyJob
+from aero.private.messages import Request as Question
+from aero.private.protocols import protocol_named
+
+MODEL = "gpt2-tiny:SM+ScFuFFN"
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One array of masks of one party. product: whether it is a share of what the dealer adjusts and never a mask."""
+
+    request: int
+    method: str
+    seed: bytes
+    start: int
+    end: int
+    product: bool
+
+
+class Listening(Service):
+    """A dealer that notes which numbers it was asked to draw again."""
+
+    drawn: list[Drawn]
+    count: int
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.drawn, self.count = [], 0
+        Listening.latest = self
+
+    latest: Listening
+
+    def adjust(self, method: str, body: bytes) -> list[tuple[int, memoryview]]:
+        """As any dealer."""
+        self.count += 1
+        draws = decode(method, body).draws
+        for index, draw in enumerate(draws):
+            self.drawn += self._of(method, draw, product=index == len(draws) - 1)
+        return super().adjust(method, body)
+
+    def _of(self, method: str, draw: Draw, *, product: bool) -> Iterator[Drawn]:
+        for seed in draw.seeds:
+            end = draw.counter + -(-draw.size // 16)
+            yield Drawn(self.count, method, self._open(seed), draw.counter, end, product)
+
+
+def drawn_twice(drawn: list[Drawn]) -> list[tuple[Drawn, Drawn]]:
+    """Pairs of arrays that share numbers, except for one mask of one value that later products remember."""
+    found, ordered = [], sorted(drawn, key=lambda each: (each.seed, each.start, each.request))
+    open_: list[Drawn] = []
+    for each in ordered:
+        open_ = [other for other in open_ if other.seed == each.seed and other.end > each.start]
+        if any(
+            (other.start, other.end, other.product) == (each.start, each.end, False) and remembers(other, each)
+            for other in open_
+        ):
+            continue
+        found += [(other, each) for other in open_]
+        open_.append(each)
+    return found
+
+
+def remembers(first: Drawn, later: Drawn) -> bool:
+    """Whether ``later`` is the mask of ``first``'s value, which an elementwise product opened, in a later product."""
+    same = (first.start, first.end, first.product, later.product) == (later.start, later.end, False, False)
+    return same and first.method == "AdjustMul" and later.request > first.request
+
+
+@pytest.fixture
+def dealer(monkeypatch: pytest.MonkeyPatch) -> DealerAccess:
+    """The address of a dealer that notes; its thread ends with the tests' process."""
+    monkeypatch.setattr(serve, "Service", Listening)
+    told: list[tuple[int, str]] = []
+    there = threading.Event()
+
+    def ready(port: int, key: str) -> None:
+        told.append((port, key))
+        there.set()
+
+    threading.Thread(target=serve.serve, args=("127.0.0.1", 0), kwargs={"ready": ready}, daemon=True).start()
+    assert there.wait(30.0)
+    return DealerAccess(host="127.0.0.1", port=told[0][0], public_key=told[0][1])
+
+
+def test_no_number_of_a_seed_masks_two_values(dealer: DealerAccess) -> None:
+    """Weights, a prompt, and tokens that read keys and values in blocks, two of which are merged."""
+    parties = local_parties(protocol_named("semi2k"), None)
+    owner = PartyJob(protocol="semi2k", parties=parties, rank=0, wait_seconds=60.0, dealer=dealer, model=MODEL)
+    hosting = threading.Thread(target=lambda: list(run_party(owner)))
+    hosting.start()
+    question = Question(prompt=(1, 2, 3), new_tokens=6)
+    answer = list(run_party(replace(owner, rank=1, model=None), [question]))
+    hosting.join()
+    assert len(answer) == 6
+    drawn = Listening.latest.drawn
+    assert len({each.seed for each in drawn}) == 2
+    assert {each.method for each in drawn} >= {"AdjustDot", "AdjustMul", "AdjustAnd"}
+    assert drawn_twice(drawn) == []
+    # A mask that its product did not count: the next one begins with the same numbers.
+    last = max(drawn, key=lambda each: each.start)
+    assert drawn_twice([*drawn, replace(last, request=last.request + 1, end=last.end + 1)])
