@@ -173,13 +173,13 @@ def test_where_products_open_both_factors_a_token_opens_no_earlier_key_again(mod
         assert np.abs(each.logits - exact).max() < 5e-3
     config = model.config
     one = config.kv_heads * config.head_size * 8 * 2
-    # A token's products open one query and one key, and its attention weights and one value; what else they send is
-    # the truncation of their results. The first pass opens the prompt's keys and values, a merger its members.
-    scores, values = (
+    # A token's key and value are opened once each, under two masks, and the first pass opens the prompt's; the fifth
+    # merges four positions' blocks, which opens them once more. A token's products then open its query and its
+    # attention weights; what else they send is the truncation of their results.
+    scores, values, cache = (
         [sum(c.bytes for c in each.operators if c.operator == name) // config.depth for each in result.tokens]
-        for name in ("scores", "values")
+        for name in ("scores", "values", "cache")
     )
-    assert scores[0] > 2 * one + len(PROMPT) * one
-    for sent, opened in ((scores, 2 * one), (values, one)):
-        plain_passes = [each for index, each in enumerate(sent) if index not in (0, 4)]
-        assert max(plain_passes) < opened + config.heads * (len(PROMPT) + 9) * 2 * 8 + 8 * 2 * config.width + 512
+    assert cache == [(each + 1) * 4 * one for each in (len(PROMPT), 0, 0, 0, 4, 0, 0, 0)]
+    for sent, opened in ((scores, one), (values, 0)):
+        assert max(sent) < opened + config.heads * (len(PROMPT) + 9) * 2 * 8 + 8 * 2 * config.width + 512
