@@ -14,6 +14,7 @@ import os
 import resource
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -33,19 +34,25 @@ def hold(model: str, *, seed: int) -> int:
     """
     memory = os.memfd_create("aero-weights", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", "aero.private.held"],
-            input=json.dumps({"model": absolute(model), "seed": seed, "memory": memory}),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,  # libraries' warnings; what matters comes on standard output
-            text=True,
-            check=False,
-            pass_fds=(memory,),
-        )
+        # The model's libraries leave folders where temporary files go; these go with the process.
+        with tempfile.TemporaryDirectory(prefix="aero-load-") as folder:
+            done = subprocess.run(
+                [sys.executable, "-m", "aero.private.held"],
+                input=json.dumps({"model": absolute(model), "seed": seed, "memory": memory}),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,  # libraries' warnings; what matters comes on standard output
+                text=True,
+                check=False,
+                pass_fds=(memory,),
+                env={**os.environ, "TMPDIR": folder},
+            )
         if done.returncode != 0:
             how = f"was killed (signal {-done.returncode})" if done.returncode < 0 else "failed"
             raise AeroError(done.stdout.strip() or f"Loading the model {how}; the machine may be short of memory.")
         fcntl.fcntl(memory, fcntl.F_ADD_SEALS, _SEALS)
+    except OSError as error:
+        os.close(memory)
+        raise AeroError(f"The model cannot be loaded: {error.strerror or error}.") from None
     except BaseException:
         os.close(memory)
         raise
