@@ -59,7 +59,7 @@ def test_every_answer_is_that_of_its_prompt_alone(session: PrivateSession) -> No
         assert np.abs(plain.logits(exact, text)[len(prompt) - 1 :] - logits).max() < 2e-3
 
 
-@pytest.mark.parametrize("protocol", ["semi2k-insecure", "aby3"])
+@pytest.mark.parametrize("protocol", ["semi2k-insecure", pytest.param("aby3", marks=pytest.mark.slow)])
 def test_rounds_of_one_prompt_and_bytes_of_all(protocol: str, session: PrivateSession) -> None:
     def ask(session: PrivateSession, prompts: tuple[tuple[int, ...], ...]) -> Any:
         return session.ask(Request(prompt=prompts[0], others=prompts[1:], new_tokens=2))
@@ -107,12 +107,14 @@ def test_an_answer_that_stops_leaves_the_others_as_they_are(session: PrivateSess
     assert result.answers == expected
 
 
+@pytest.mark.slow
 def test_sampling_is_that_of_a_prompt_alone(session: PrivateSession) -> None:
     choice = Choice(temperature=1.0, top_k=50, seed=3)
     together = session.ask(Request(prompt=PROMPTS[0], others=PROMPTS[1:], new_tokens=2, choice=choice))
     assert together.answers[2] == session.ask(Request(prompt=PROMPTS[2], new_tokens=2, choice=choice)).answer
 
 
+@pytest.mark.slow
 def test_a_prefix_comes_before_every_prompt() -> None:
     with opened("aby3", prefix=(5, 6, 7)) as session:
         result = session.ask(Request(prompt=PROMPTS[0], others=PROMPTS[1:], new_tokens=2, keep_logits=True))
