@@ -156,7 +156,7 @@ class Variant(StaticNorm):
             scale = inverse.pow(1 - share) * self.constant.pow(share)
         else:
             scale = (1 - share) * inverse + share * self.constant
-        if cure.guard and self.training and share > 0:
+        if cure.guard and self.training and share > 0 and self.stray_weight is not None:
             scale = torch.minimum(scale, GUARD * inverse)
         return wide * scale * self.weight + self.bias
 

@@ -149,8 +149,13 @@ def test_the_token_furthest_out_adds_its_logarithm_alone(weight: float) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("blend", [0.0, 0.5, 1.0])
-def test_training_guards_against_tokens_far_out_and_inference_does_not(kind: Static, blend: float) -> None:
+@pytest.mark.parametrize("held", [True, False])
+def test_training_guards_against_tokens_that_it_holds_and_inference_does_not(
+    kind: Static, blend: float, held: bool
+) -> None:
     norm = static(kind)
+    if held:
+        norm.set_stray_weight(0.0)
     norm.set_blend(blend)
     x = functional.layer_norm(torch.randn(6, 8, dtype=torch.float64), (8,))
     if kind == "static_rms":
@@ -173,6 +178,8 @@ def test_training_guards_against_tokens_far_out_and_inference_does_not(kind: Sta
     assert float(free[-1]) == pytest.approx(1e9**blend, rel=1e-3)
     if blend == 0:
         torch.testing.assert_close(monitored, free)
+    elif not held:
+        torch.testing.assert_close(monitored, free, rtol=1e-2, atol=1e-2)  # the constant moved by a hundredth
     elif blend == 1:
         torch.testing.assert_close(monitored, free.clamp(max=GUARD), rtol=1e-4, atol=1e-4)
     else:

@@ -163,7 +163,7 @@ class Case:
 
 CASES = {
     "embedding": Case(
-        partial(program._embed, past=3),
+        partial(program._embed, past=3, batch=1),
         (one_hot([5, 0, 39], 40), draw(40, 16), draw(8, 16, seed=1)),
         draw(40, 16)[[5, 0, 39]] + draw(8, 16, seed=1)[3:6],
         4 * UNIT,

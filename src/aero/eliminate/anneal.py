@@ -157,7 +157,8 @@ class Annealing:
             norms = [norm for _, norm in static_norms(model)]
             for index, norm in enumerate(norms):
                 norm.set_blend(self.static.blend(step, steps, index=index, count=len(norms)))
-                norm.set_stray_weight(self.static.stray(step, steps))
+                if self.static.deviation > 0:
+                    norm.set_stray_weight(self.static.stray(step, steps))
         for module in model.modules():
             if isinstance(module, FeedForward) and self.activation is not None and not isinstance(module, Dropped):
                 module.anneal_from(self.activation.origin, self.activation.at(step, steps))

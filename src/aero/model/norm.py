@@ -25,7 +25,8 @@ Three things hold it, in training alone; inference computes nothing of the kind:
   rises before the blend (``set_stray_weight``), ln(u / 2.5) of the token with the largest u, where that is above 2.5
   (``STRAY``). Its slope in ln(u) is 1 however far out that token is: it never outweighs the rest of the loss.
 - From the blend on, no token leaves the norm larger than 4 (``GUARD``): what a step has broken is a high loss and not
-  a NaN, and the deviation mends it. A model whose tokens stay below computes the same with it and without.
+  a NaN, and the deviation mends it. A model whose tokens stay below computes the same with it and without. It acts
+  only where that weight is set: alone, a model would come to rely on it, and inference has none.
 
 docs/training.md shows what happens without.
 """
@@ -94,8 +95,8 @@ class StaticNorm(nn.Module):
     deviation: scalar, how far u = c sigma was from 1 in the latest forward pass in training (formula above), part of
         its graph; None before, and once it was read.
     largest: scalar, the largest u of that pass; None before.
-    stray_weight: scalar in [0, 1] on the term of the token with the largest u; None is 0. It is a schedule's, not the
-        model's: no checkpoint holds it.
+    stray_weight: scalar in [0, 1] on the term of the token with the largest u; None is 0, and no guard. It is a
+        schedule's, not the model's: no checkpoint holds it.
     """
 
     constant: Tensor
@@ -135,7 +136,7 @@ class StaticNorm(nn.Module):
                 inverse = own.pow(1 - self.blend) * self.constant.pow(self.blend)
             elif self.phase == "frozen":
                 inverse = self.constant
-            if self.training and self.phase != "ordinary":
+            if self.training and self.phase != "ordinary" and self.stray_weight is not None:
                 inverse = torch.minimum(inverse, GUARD * own)
         y = (wide * inverse).to(x.dtype) * self.weight
         return y if self.bias is None else y + self.bias
