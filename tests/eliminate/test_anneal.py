@@ -59,6 +59,13 @@ def test_the_static_schedule() -> None:
             StaticSchedule(**settings)
 
 
+def test_only_a_run_that_holds_its_tokens_has_a_guard() -> None:
+    for deviation in (0.0, 0.3):
+        model = Decoder(architecture("static+bilinear", gpt()))
+        Annealing(static=StaticSchedule(deviation=deviation)).apply(model, 50, 100)
+        assert {norm.stray_weight is not None for _, norm in static_norms(model)} == {deviation > 0}
+
+
 def test_staggered_norms_follow_one_another_and_end_together_with_the_schedule() -> None:
     schedule = StaticSchedule(start=0.2, end=0.7, stagger=0.6)
     for index in range(5):
