@@ -5,6 +5,7 @@ The dealer hears which numbers of their seeds the parties drew for every array o
 
 from __future__ import annotations
 
+import multiprocessing
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -18,10 +19,12 @@ from aero.private.dealer import serve
 from aero.private.dealer.access import DealerAccess
 from aero.private.dealer.server import Service
 from aero.private.dealer.wire import Draw, decode
+from aero.private.engine import runtime_config
 from aero.private.launch import local_parties, run_party
 from aero.private.messages import PartyJob
 from aero.private.messages import Request as Question
 from aero.private.protocols import protocol_named
+from aero.private.watch import free_ports
 
 MODEL = "gpt2-tiny:SM+ScFuFFN"
 
@@ -120,3 +123,42 @@ def test_no_number_of_a_seed_masks_two_values(dealer: DealerAccess) -> None:
     # A mask that its product did not count: the next one begins with the same numbers.
     last = max(drawn, key=lambda each: each.start)
     assert drawn_twice([*drawn, replace(last, request=last.request + 1, end=last.end + 1)])
+
+
+def _party(rank: int, addresses: list[str], counted: Any) -> None:
+    """Hold a matrix of 300 MiB and multiply it twice; the owner puts the bytes of both products on ``counted``."""
+    import numpy as np
+
+    from aero.private.engine import Engine
+    from aero.private.program import Step, _vocabulary
+
+    engine = Engine(protocol_named("semi2k-insecure"), rank, addresses, 1, connect_seconds=60.0)
+    engine.warm_up()
+    engine.enter("head", (40960, 1024), 0, np.full((40960, 1024), 0.01) if rank == 0 else None)
+    engine.hold("head")
+    engine.enter("prompt", (1, 1024), 1, np.ones((1, 1024)) if rank == 1 else None)
+    for _ in range(2):
+        engine.run([Step("vocabulary", None, _vocabulary, ("prompt", "head"), ("answer",))])
+    if rank == 0:
+        counted.put([cost.bytes for cost in engine.take_costs()[-2:]])
+
+
+@pytest.mark.slow
+def test_a_matrix_that_the_engine_would_cut_is_opened_once() -> None:
+    """A piece of it would be opened again, by the product that does not count the numbers of its mask."""
+    spawned = multiprocessing.get_context("spawn")
+    counted = spawned.Queue()
+    addresses = [f"127.0.0.1:{port}" for port in free_ports(2)]
+    parties = [spawned.Process(target=_party, args=(rank, addresses, counted)) for rank in range(2)]
+    for party in parties:
+        party.start()
+    first, second = counted.get(timeout=120)
+    for party in parties:
+        party.join(60)
+    assert first == second < 40960 * 8 + 1024 * 8 + 10_000
+
+
+def test_products_of_cached_matrices_are_never_cut() -> None:
+    for name in ("semi2k", "semi2k-insecure"):
+        assert protocol_named(name).weights == "cached"
+    assert runtime_config(protocol_named("semi2k-insecure"), 1).experimental_disable_mmul_split

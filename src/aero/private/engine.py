@@ -328,6 +328,9 @@ def runtime_config(protocol: Protocol, threads: int, dealer: DealerAccess | None
     # A secret that lies with one party stays there until a step needs it; ``enter`` relies on it.
     config.experimental_enable_colocated_optimization = True
     config.max_concurrency = threads
+    # The engine cuts products of more than 256 MiB into pieces. It does not know a piece of a cached matrix whose mask
+    # is open: it would open it once more, and not count the numbers of that mask (``Engine.hold``).
+    config.experimental_disable_mmul_split = protocol.weights == "cached"
     if protocol.dealer:
         if dealer is None:
             raise ValueError(f"protocol {protocol.name} needs a dealer")
