@@ -191,9 +191,11 @@ def plan(scale: Scale, results: Iterable[Mapping[str, Any]]) -> list[Run]:
         usual = Run(phase, row, layers, context, scale.main, 0, 0, rates.get(searched_row(row)))
         return replace(usual, **changes)
 
-    runs = [run("search", row, tokens=scale.search, rate=rate) for row in ROWS for rate in RATES]
-    rest = tuple(row for row in ROWS if row not in BEST)
-    runs += [run("main", row, seed=seed) for rows in (BEST, rest) for seed in scale.seeds for row in rows]
+    cures = (STABLE[0], *(f"{STABLE[0]}{WITHOUT}{each}" for each in ABLATIONS))
+    runs = [run("cure", row, tokens=scale.search, rate=RATES[1]) for row in cures]
+    for rows in (BEST, tuple(row for row in ROWS if row not in BEST)):
+        runs += [run("search", row, tokens=scale.search, rate=rate) for row in rows for rate in RATES]
+        runs += [run("main", row, seed=seed) for seed in scale.seeds for row in rows]
     for index in range(10):
         row = STABLE[index % len(STABLE)]
         base = run("stability", row, seed=100 + index, cut=index // 5)
@@ -202,8 +204,6 @@ def plan(scale: Scale, results: Iterable[Mapping[str, Any]]) -> list[Run]:
     runs += [
         run("context", row, context=length, seed=s) for length in scale.contexts for s in scale.seeds for row in BEST
     ]
-    cures = (STABLE[0], *(f"{STABLE[0]}{WITHOUT}{each}" for each in ABLATIONS))
-    runs += [run("cure", row, tokens=scale.search, rate=RATES[1]) for row in cures]
     runs += [run("deep", row, layers=scale.deep) for row in BEST]
     runs += [run("long", row, tokens=scale.long) for row in BEST]
     return runs + [run("other", row) for row in OTHERS if fits(row, layers)]

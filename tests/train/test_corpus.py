@@ -9,6 +9,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from email.message import Message
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from aero.train.corpus import (
     verify,
 )
 from aero.train.corpus.document import decode, normalise
+from aero.train.corpus.licences import NOT_STATED, licence_of
 from aero.train.corpus.split import Sample, assign, drop_near_duplicates
 
 OPTIONS = BuildOptions(holdout_packages=0.2, holdout_files=0.15)
@@ -336,3 +338,16 @@ def test_a_damaged_corpus_is_noticed(corpus: Path, tmp_path: Path) -> None:
         load_manifest(broken)
     with pytest.raises(AeroError, match="not a corpus"):
         load_manifest(tmp_path)
+
+
+def test_an_installed_corpus_says_the_licence_of_every_package() -> None:
+    licences = InstalledSource().describe()["licences"]
+    assert licences["torch"].startswith("BSD")
+    assert "Apache" in licences["transformers"]
+    facts = Message()
+    facts["License"] = "a whole text\nof many lines"
+    facts["Classifier"] = "License :: OSI Approved :: MIT License"
+    assert licence_of(facts) == "MIT License"
+    facts["License-Expression"] = "MIT OR Apache-2.0"
+    assert licence_of(facts) == "MIT OR Apache-2.0"
+    assert licence_of(Message()) == NOT_STATED

@@ -21,17 +21,10 @@ def test_names() -> None:
         named("demo-zero")
 
 
-def test_the_demo_recipes_differ_in_architecture_only() -> None:
-    _differ_in_architecture_only("demo")
-
-
-def test_the_small_recipes_differ_in_architecture_only() -> None:
-    _differ_in_architecture_only("small")
-
-
-def _differ_in_architecture_only(size: str) -> None:
+@pytest.mark.parametrize(("size", "count"), [("demo", 9), ("code", 3), ("small", 9)])
+def test_recipes_of_a_size_differ_in_architecture_only(size: str, count: int) -> None:
     first, *others = (make() for name, make in RECIPES.items() if name.startswith(size))
-    assert len(others) == 8
+    assert len(others) + 1 == count
     same = {"name": "", "summary": "", "model": first.model, "static": None, "entropy": None, "distill": None}
     for other in others:
         assert other.tokens == first.tokens
@@ -40,7 +33,7 @@ def _differ_in_architecture_only(size: str) -> None:
             assert getattr(other.model, name) == getattr(first.model, name)
 
 
-@pytest.mark.parametrize("size", ["demo", "small"])
+@pytest.mark.parametrize("size", ["demo", "code", "small"])
 def test_every_row_has_a_recipe(size: str) -> None:
     for row in [*architecture_names(), "SM+ScFuFFN_i2", "EReg(SM(t)+ScFuFFN)", "EReg(SM+LN+G)"]:
         recipe = named(f"{size}:{row}")

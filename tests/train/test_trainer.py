@@ -268,3 +268,23 @@ def test_training_json_is_plain(aero_run: Path) -> None:
     )
     assert values["recipe"]["seed"] == 0
     assert str(aero_run.parent) not in json.dumps(values)
+
+
+def test_a_model_may_be_saved_in_bfloat16_and_its_figures_are_those_of_what_is_saved(
+    corpus: Path, tmp_path: Path
+) -> None:
+    recipe = tiny("static+bilinear", steps=4, static=StaticSchedule())
+    sizes = {}
+    for saved in ("fp32", "bf16"):
+        result = train(replace(recipe, saved=saved), corpus, tmp_path / saved)
+        sizes[saved] = (tmp_path / saved / "model.safetensors").stat().st_size
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / saved)
+        assert {value.dtype for value in model.parameters()} == {torch.float32}
+        exact = all(bool((value == value.bfloat16()).all()) for value in model.parameters() if value.ndim >= 2)
+        assert exact == (saved == "bf16")
+        tokenizer = load_tokenizer(tmp_path / saved)
+        sequences = load_sequences(corpus, load_manifest(corpus), "holdout_files", tokenizer, 32)
+        assert result.perplexity["holdout_files"] == pytest.approx(
+            evaluate_perplexity(model, spread(sequences, 16)), rel=1e-6
+        )
+    assert sizes["bf16"] < 0.6 * sizes["fp32"]

@@ -15,7 +15,7 @@ from aero.eliminate.anneal import ActivationSchedule, Annealing, Ramp, StaticSch
 from aero.errors import AeroError
 
 Precision = Literal["fp32", "bf16"]
-Size = Literal["demo", "small"]
+Size = Literal["demo", "code", "small"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +91,7 @@ class Recipe:
     entropy: the entropy regulariser, or None.
     distill: what is learned from a teacher, or None.
     precision: ``bf16`` computes matrix products in bfloat16 and keeps weights in float32.
+    saved: of the matrices in the model folder; ``bf16`` halves it. A run's figures are those of what is saved.
     compile: compile the layers; one's code serves all that are alike.
     checkpoints: how many checkpoints a run writes on its way; the latest one is kept until the run ends.
     eval_sequences: held-out sequences of each split, evenly spread, for the final figures.
@@ -116,6 +117,7 @@ class Recipe:
     entropy: EntropySettings | None = None
     distill: DistillSettings | None = None
     precision: Precision = "fp32"
+    saved: Precision = "fp32"
     compile: bool = False
     checkpoints: int = 4
     eval_sequences: int = 512
@@ -194,6 +196,22 @@ def demo_simplified_parallel() -> Recipe:
     return _titled("demo-simplified-parallel", "simplified parallel blocks (SAS-P)", "SAS-P(SM+LN+G)")
 
 
+def code_baseline() -> Recipe:
+    """Ten million parameters with every nonlinearity, for Python source: the twin of ``models/aero-code-small``."""
+    return _titled("code-baseline", "ten million parameters: softmax, LayerNorm and GELU", "SM+LN+G")
+
+
+def code_aero() -> Recipe:
+    """The model in ``models/aero-code-small``: static norms, bilinear feed-forward, softmax."""
+    return _titled("code-aero", "ten million parameters: softmax, static norms, bilinear", "static+bilinear")
+
+
+def code_bounded() -> Recipe:
+    """``code_aero`` with bounded attention logits."""
+    summary = "ten million parameters: softmax of bounded logits, static norms, bilinear"
+    return _titled("code-bounded", summary, "static+bilinear+bounded")
+
+
 def small_baseline() -> Recipe:
     """GPT-2's small shape with every nonlinearity, and the papers' optimiser settings."""
     return _titled("small-baseline", "GPT-2 small: softmax, LayerNorm and GELU", "SM+LN+G")
@@ -243,14 +261,15 @@ def row_recipe(row: str, size: Size) -> Recipe:
     """The recipe of a row of the architecture table: all rows of a size differ in architecture alone.
 
     row: as ``aero.config.architecture`` takes it, or one inside ``EReg(...)`` for the entropy regulariser as well.
-    size: ``demo`` is 4 layers 192 wide and 614 thousand tokens, minutes on a CPU; ``small`` is GPT-2's 12 layers 768
-        wide with 32,768 tokens, sequences of 128, and 85 million tokens in batches of 512 sequences (arXiv 2501.03489,
-        section 5, for the batch and the optimiser), in bf16 for a GPU.
+    size: ``demo`` is 4 layers 192 wide and 614 thousand tokens, minutes on a CPU; ``code`` is 8 layers 288 wide with
+        8,192 tokens, sequences of 256, and 197 million tokens in batches of 256 sequences, minutes on a GPU, saved in
+        bfloat16; ``small`` is GPT-2's 12 layers 768 wide with 32,768 tokens, sequences of 128, and 85 million tokens in
+        batches of 512 sequences (arXiv 2501.03489, section 5, for the batch and the optimiser), in bf16 for a GPU.
     Raises AeroError for an unknown row.
     """
     inner = re.fullmatch(r"EReg\((?P<row>.+)\)", row)
     plain = inner["row"] if inner else row
-    base = _demo(row) if size == "demo" else _small(row)
+    base = {"demo": _demo, "code": _code, "small": _small}[size](row)
     try:
         # At demo size only the baseline keeps the norm before the vocabulary projection, as a softmax-only model ought
         # to do without it; at small size the rows keep it, as the authors' released code does.
@@ -270,8 +289,13 @@ def row_recipe(row: str, size: Size) -> Recipe:
 
 
 def _titled(name: str, summary: str, row: str) -> Recipe:
-    size: Size = "demo" if name.startswith("demo") else "small"
-    return replace(row_recipe(row, size), name=name, summary=summary)
+    return replace(row_recipe(row, _size(name.partition("-")[0])), name=name, summary=summary)
+
+
+def _size(word: str) -> Size:
+    """``word`` as a size; KeyError if it is none."""
+    sizes: dict[str, Size] = {size: size for size in get_args(Size)}
+    return sizes[word]
 
 
 def _distilled(recipe: Recipe) -> Recipe:
@@ -292,6 +316,29 @@ def _demo(row: str) -> Recipe:
         layers=(LayerConfig(),) * 4,
     )
     return Recipe(name=f"demo:{row}", summary=f"{row} at demo size", model=shape, steps=300, batch=16)
+
+
+def _code(row: str) -> Recipe:
+    shape = ModelConfig(
+        vocab_size=8192,
+        context=256,
+        width=288,
+        heads=6,
+        kv_heads=6,
+        head_size=48,
+        ffn_width=1152,
+        layers=(LayerConfig(),) * 8,
+    )
+    return Recipe(
+        name=f"code:{row}",
+        summary=f"{row} with ten million parameters",
+        model=shape,
+        steps=3000,
+        batch=256,
+        precision="bf16",
+        saved="bf16",
+        compile=True,
+    )
 
 
 def _small(row: str) -> Recipe:
@@ -317,6 +364,9 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "demo-secformer": demo_secformer,
     "demo-simplified": demo_simplified,
     "demo-simplified-parallel": demo_simplified_parallel,
+    "code-baseline": code_baseline,
+    "code-aero": code_aero,
+    "code-bounded": code_bounded,
     "small-baseline": small_baseline,
     "small-softmax-only": small_softmax_only,
     "small-aero": small_aero,
@@ -336,7 +386,7 @@ def named(name: str) -> Recipe:
     """
     size, separator, row = name.partition(":")
     if separator and size in get_args(Size):
-        return row_recipe(row, "demo" if size == "demo" else "small")
+        return row_recipe(row, _size(size))
     key = name.replace("_", "-")
     if key not in RECIPES:
         raise AeroError(

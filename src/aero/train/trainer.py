@@ -132,6 +132,7 @@ def train(
     from aero.train.callbacks import Anneal, Report
     from aero.train.distill import DistillTrainer
     from aero.train.loop import AeroTrainer, SequenceDataset, checkpoints, training_arguments
+    from aero.train.saved import round_weights
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     progress = progress or Progress(disable=True)
@@ -228,6 +229,7 @@ def train(
         )
     result = base
     if state.is_main_process:
+        round_weights(model, recipe.saved)
         figures = _figures(model, recipe, sequences, progress)
         result = TrainingResult(
             **{
@@ -244,7 +246,7 @@ def train(
         better = _better(home, model, sequences, recipe)
         if better is not None:
             result = replace(result, best={"step": float(better[0].name.partition("-")[2]), "perplexity": better[1]})
-        _write(out_dir, model, tokenizer, regularizer, recorder, result, None if better is None else better[0])
+        _write(out_dir, model, recipe, tokenizer, regularizer, recorder, result, None if better is None else better[0])
     state.wait_for_everyone()
     return result
 
@@ -334,6 +336,7 @@ def _figures(
 def _write(
     out: Path,
     model: AeroForCausalLM,
+    recipe: Recipe,
     tokenizer: Any,
     regularizer: EntropyRegularizer | None,
     recorder: EntropyRecorder,
@@ -341,9 +344,10 @@ def _write(
     best: Path | None,
 ) -> None:
     from aero.train.entropy_trainer import save_tensors
+    from aero.train.saved import save_model
 
     with folder_when_done(out) as folder:
-        model.save_pretrained(folder)
+        save_model(model, folder, recipe.saved)
         tokenizer.save_pretrained(folder)
         if regularizer is not None:
             save_tensors(regularizer.state_dict(), folder)

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from aero.errors import AeroError
 from aero.train.corpus.document import Document, decode, normalise
+from aero.train.corpus.licences import installed_licences
 
 SKIPPED_FOLDERS = frozenset({"__pycache__", "node_modules", "site-packages", "dist-packages"})
 """Never entered, like every folder whose name starts with a dot."""
@@ -35,11 +36,12 @@ class Source(Protocol):
 class InstalledSource:
     """The Python source of the running environment: site-packages and the standard library.
 
-    A package is a top-level folder or module of site-packages, or one of the standard library ("stdlib.asyncio").
+    A package is a top-level folder or module of site-packages, or one of the standard library ("stdlib.asyncio"). The
+    description names the licence of every package of site-packages; the standard library is Python's (PSF-2.0).
     """
 
     def describe(self) -> dict[str, Any]:
-        return {"kind": "installed", "python": sys.version.split()[0]}
+        return {"kind": "installed", "python": sys.version.split()[0], "licences": installed_licences()}
 
     def documents(self) -> Iterator[Document | None]:
         standard = Path(sysconfig.get_path("stdlib"))
