@@ -20,6 +20,7 @@ from tests.serve.conftest import Deployment
 from tests.serve.together import Wires, answer, listening
 
 from aero.errors import AeroError
+from aero.private.dealer.process import DealerProcess
 from aero.private.messages import Request
 
 REQUEST = Request(prompt=(1, 2, 3, 4), new_tokens=3)
@@ -74,12 +75,27 @@ def test_what_is_sent_again_is_found() -> None:
     assert payloads(b"." + frame + b"h" * 10 + b"p" * 20 + frame + b"h" * 10 + b"q" * 20) == b"p" * 20 + b"q" * 20
 
 
+def dealt(home: Path, dealer: DealerProcess) -> Deployment:
+    """Two parties of semi2k and ``dealer``, which they speak to on loopback without TLS."""
+    home.mkdir()
+    made = Deployment(home, "semi2k", dealer=f"127.0.0.1:{dealer.access.port}")
+    for role in made.roles:
+        made.edit(role, 'certificate = "peers/dealer.crt"\n', "")
+        (home / role / "peers" / "dealer.pem").write_text(dealer.access.public_key)
+    return made
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("protocol", "killed"), [("aby3", "helper")])
+@pytest.mark.parametrize(("protocol", "killed"), [("aby3", "helper"), ("semi2k", "model")])
 def test_nothing_of_a_failed_request_comes_again(
-    protocol: str, killed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    protocol: str, killed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
-    made = Deployment(tmp_path, protocol)
+    if protocol == "semi2k":
+        dealer = DealerProcess()
+        request.addfinalizer(dealer.stop)
+        made = dealt(tmp_path / "semi2k", dealer)
+    else:
+        made = Deployment(tmp_path, protocol)
     wires = Wires(monkeypatch)
     sent: dict[str, list[bytes]] = {}
 

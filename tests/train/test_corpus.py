@@ -342,7 +342,7 @@ def test_a_damaged_corpus_is_noticed(corpus: Path, tmp_path: Path) -> None:
 
 def test_an_installed_corpus_says_the_licence_of_every_package() -> None:
     licences = InstalledSource().describe()["licences"]
-    assert licences["torch"].startswith("BSD")
+    assert licences["numpy"] == "BSD License"
     assert "Apache" in licences["transformers"]
     facts = Message()
     facts["License"] = "a whole text\nof many lines"

@@ -65,18 +65,18 @@ def test_the_search_decides_every_rate(study: Any) -> None:
     scale = study.SCALES["small"]
     search = [run for run in study.plan(scale, []) if run.phase == "search"]
     documents = [
-        {"run": asdict(run), "held_out_loss": None if run.rate == 2e-3 else abs(math.log(run.rate / 1e-3))}
+        {"run": asdict(run), "held_out_loss": None if run.rate == 1e-3 else abs(math.log(run.rate / 5e-4))}
         for run in search
     ]
-    runs = [run for run in study.plan(scale, documents) if run.phase != "search"]
-    assert {run.rate for run in runs if run.phase != "stability"} == {1e-3}
+    runs = [run for run in study.plan(scale, documents) if run.phase not in ("search", "cure")]
+    assert {run.rate for run in runs if run.phase != "stability"} == {5e-4}
     assert sorted({run.rate for run in runs if run.phase == "stability"}) == pytest.approx(
-        [5e-4, 7e-4, 1e-3, 1.4e-3, 2e-3]
+        [2.5e-4, 3.5e-4, 5e-4, 7e-4, 1e-3]
     )
     incomplete = [document for document in documents if document["run"]["row"] != "SM+LN+G"][1:]
     rates = {run.row: run.rate for run in study.plan(scale, incomplete) if run.phase in ("main", "other")}
     assert rates["SM+LN+G"] is rates["SM+LN"] is None
-    assert rates["static+relu"] == 1e-3
+    assert rates["static+relu"] == 5e-4
 
 
 def test_a_run_that_is_cut_off_goes_on_as_if_nothing_had_happened(

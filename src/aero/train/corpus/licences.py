@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.metadata import PackageMetadata, metadata, packages_distributions
 
-LONGEST = 80
+LONGEST = 120
 """Characters; some packages give the whole text where its name belongs."""
 NOT_STATED = "not stated"
 
