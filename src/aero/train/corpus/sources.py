@@ -8,6 +8,7 @@ import sys
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -101,6 +102,7 @@ class HuggingFaceSource:
             "split": self.split,
             "text_field": self.text_field,
             "limit": self.limit,
+            "datasets": version("datasets"),
         }
 
     def documents(self) -> Iterator[Document | None]:
