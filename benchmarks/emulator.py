@@ -27,9 +27,11 @@ from aero.eliminate import plain
 from aero.eliminate.source import folded
 from aero.files import write_json
 from aero.private.emulator.emulate import Emulator, Settings, emulate, truncation_of
-from aero.private.engine import FRACTION_BITS, runtime_config
+from aero.private.engine import runtime_config
+from aero.private.precision import fraction_bits_of
 from aero.private.program import run_plain
 from aero.private.protocols import protocol_named
+from aero.private.ring import computing_with
 from aero.train.corpus import load_manifest
 from aero.train.evaluate import spread
 from aero.train.tokenizer import load_sequences, load_tokenizer
@@ -41,8 +43,8 @@ class OnEngine:
     """One pass of a model over prompts of one length, compiled once, run by all parties in threads."""
 
     def __init__(self, emulator: Emulator, protocol: str, length: int) -> None:
-        chosen = protocol_named(protocol)
-        self.parties = simulation.Simulator(len(chosen.roles), runtime_config(chosen, threads=1))
+        chosen, bits = protocol_named(protocol), fraction_bits_of(emulator.model.config)
+        self.parties = simulation.Simulator(len(chosen.roles), runtime_config(chosen, 1, fraction_bits=bits))
         self.model, names = emulator.model, emulator.program.weights
         self.weights = [np.float32(emulator.weights[name]) for name in names]
         steps = emulator.program.forward(0, length, length)
@@ -51,15 +53,16 @@ class OnEngine:
             return run_plain(steps, {**dict(zip(names, values, strict=False)), "tokens": values[-1]})["logits"]
 
         arrays = [*self.weights, np.zeros((length, self.model.config.width), np.float32)]
-        self.executable, _ = frontend.compile(
-            frontend.Kind.JAX,
-            logits,
-            [jax.ShapeDtypeStruct(each.shape, each.dtype) for each in arrays],
-            {},
-            [f"in{index}" for index in range(len(arrays))],
-            [libspu.Visibility.VIS_SECRET] * len(arrays),
-            lambda outputs: ["logits" for _ in outputs],
-        )
+        with computing_with(bits):
+            self.executable, _ = frontend.compile(
+                frontend.Kind.JAX,
+                logits,
+                [jax.ShapeDtypeStruct(each.shape, each.dtype) for each in arrays],
+                {},
+                [f"in{index}" for index in range(len(arrays))],
+                [libspu.Visibility.VIS_SECRET] * len(arrays),
+                lambda outputs: ["logits" for _ in outputs],
+            )
 
     def __call__(self, tokens: Any) -> Array:
         """Tokens [T] -> logits [T, V]."""
@@ -93,6 +96,7 @@ def compare(folder: Path, prompts: Any, arguments: argparse.Namespace) -> dict[s
     emulated_seconds = (perf_counter() - started) / 2
     exact = [plain.logits(model, tokens) for tokens in prompts]
     return {
+        "fraction_bits": fraction_bits_of(model.config),
         "prompts": len(prompts),
         "tokens": prompts.shape[1],
         "largest_logit": max(float(np.abs(each).max()) for each in exact),
@@ -146,7 +150,6 @@ def main(argv: list[str]) -> None:
         "machine": provenance.machine(),
         "seed": arguments.seed,
         "protocol": arguments.protocol,
-        "fraction_bits": FRACTION_BITS,
         "models": {},
     }
     manifest = load_manifest(arguments.corpus)

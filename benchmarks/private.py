@@ -215,10 +215,14 @@ class Table:
             "offline_bytes": first["offline"]["bytes"],
             "max_abs_error": first.get("max_abs_error"),
             "secure": first["trust_model"]["secure"],
-            # The operating system counts framing too: never less than the account, and little more a message.
+            # The operating system counts framing too: never less than the account, and little more a message. Messages
+            # beyond a MiB travel in pieces of one, each with its own header and receipt.
             "system_over_account_bytes": over,
             "account_holds": bool(over)
-            and all(0 <= o <= 400 * m + 65536 for o, m in zip(over, link["counted_messages"], strict=True)),
+            and all(
+                0 <= o <= 400 * messages + 128 * (counted >> 20) + 65536
+                for o, messages, counted in zip(over, link["counted_messages"], link["counted_bytes"], strict=True)
+            ),
             "link": None if link["emulation"] is None else link["emulation"]["measured"],
             "commit": first["commit"],
             "date": first["date"],

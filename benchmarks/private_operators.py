@@ -150,6 +150,7 @@ def _party(job: dict[str, Any]) -> None:
 
     protocol = protocol_named(job["protocol"])
     engine = Engine(protocol, job["rank"], job["addresses"], job["threads"], connect_seconds=60.0)
+    engine.start()
     names = tuple(f"in{index}" for index in range(len(job["shapes"])))
     random = np.random.default_rng(0)
     for name, shape in zip(names, job["shapes"], strict=True):

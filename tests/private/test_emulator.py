@@ -23,7 +23,6 @@ from aero.eliminate import plain
 from aero.eliminate.fold import fold
 from aero.private import nonlinear, program, softmax
 from aero.private.emulator.emulate import (
-    FRACTION_BITS,
     Emulator,
     Settings,
     emulate,
@@ -33,7 +32,9 @@ from aero.private.emulator.emulate import (
 from aero.private.emulator.interpret import evaluate
 from aero.private.emulator.ring import Ring, exact_matmul, limb_matmul
 from aero.private.emulator.values import Secret
+from aero.private.precision import fraction_bits_of
 from aero.private.protocols import protocol_named
+from aero.private.ring import FRACTION_BITS, computing_with, scaled, truncate
 
 UNIT = 2.0**-FRACTION_BITS
 ROWS = ["static+bilinear", "SM+LN+G", "SM+ScFuFFN"]
@@ -243,8 +244,11 @@ class TestAgainstTheEngine:
         def logits(weights: Any, rows: Any) -> Any:
             return program.run_plain(steps, {**weights, "tokens": rows})["logits"]
 
-        on_engine = simulation.sim_jax(parties("semi2k-insecure"), logits)
-        first, second = (np.asarray(on_engine(weights, rows), np.float64) for _ in range(2))
+        bits = fraction_bits_of(model.config)
+        assert bits == (22 if row in ("static+bilinear", "static+bilinear+bounded") else 20)
+        on_engine = simulation.sim_jax(parties("semi2k-insecure", bits), logits)
+        with computing_with(bits):
+            first, second = (np.asarray(on_engine(weights, rows), np.float64) for _ in range(2))
         emulated = emulator.logits(tokens[None])[0]
         exact = plain.logits(model, tokens)
         own = rms(first - second)
@@ -257,8 +261,13 @@ def rms(x: np.ndarray) -> float:
     return float(np.sqrt(np.mean(x * x)))
 
 
-def test_the_engine_computes_with_as_many_fraction_bits() -> None:
-    pytest.importorskip("spu")
-    from aero.private import engine
-
-    assert engine.FRACTION_BITS == FRACTION_BITS
+def test_fraction_bits_are_those_of_what_is_traced() -> None:
+    for bits in (22, FRACTION_BITS):
+        with computing_with(bits):
+            # A function of its own each time: the library remembers what it has traced.
+            traced = jax.make_jaxpr(lambda x: truncate(scaled(x, 0.3)))(1.0)
+        assert traced.eqns[0].params["factor"].bits == bits
+    with pytest.raises(ValueError, match="from 1 to 26, not 27"), computing_with(27):
+        pass
+    with computing_with(22), pytest.raises(ValueError, match="smaller than 512"):
+        scaled(jnp.ones(()), 600.0)

@@ -133,6 +133,7 @@ def _party(rank: int, addresses: list[str], counted: Any) -> None:
     from aero.private.program import Step, _vocabulary
 
     engine = Engine(protocol_named("semi2k-insecure"), rank, addresses, 1, connect_seconds=60.0)
+    engine.start()
     engine.warm_up()
     engine.enter("head", (40960, 1024), 0, np.full((40960, 1024), 0.01) if rank == 0 else None)
     engine.hold("head")

@@ -34,10 +34,10 @@ Array = np.ndarray
 
 
 @lru_cache
-def parties(protocol: str) -> Any:
+def parties(protocol: str, fraction_bits: int = FRACTION_BITS) -> Any:
     chosen = protocol_named(protocol)
     access = dealer().access if chosen.dealer else None
-    return simulation.Simulator(len(chosen.roles), runtime_config(chosen, 1, access))
+    return simulation.Simulator(len(chosen.roles), runtime_config(chosen, 1, access, fraction_bits))
 
 
 @lru_cache

@@ -21,12 +21,13 @@ FRAMING = 400
 """Bytes that the transport adds to each message (HTTP headers and its own), at most; and once a connection, 8 KiB."""
 
 
-def answer(protocol: str, model: str, *, new_tokens: int = 3) -> PrivateResult:
+def answer(protocol: str, model: str, *, new_tokens: int = 3, fraction_bits: int | None = None) -> PrivateResult:
     job = PartyJob(
         protocol=protocol,
         parties=local_parties(protocol_named(protocol), None),
         rank=0,
         wait_seconds=120.0,
+        fraction_bits=fraction_bits,
     )
     return run_local(job, Request(prompt=tuple(PROMPT), new_tokens=new_tokens, keep_logits=True), model=model)
 
@@ -66,6 +67,16 @@ def test_both_families_with_and_without_nonlinearities(model: str) -> None:
     assert result.logits is not None
     assert np.abs(result.logits - expected).max() < 5e-3
     assert result.answer == expected.argmax(1).tolist()
+
+
+def test_all_parties_compute_with_the_owners_fraction_bits() -> None:
+    """Six bits fewer are an error of truncation tens of times as large."""
+    model = "gpt2-tiny:static+bilinear"
+    fine, coarse = (answer("semi2k-insecure", model, new_tokens=1, fraction_bits=bits) for bits in (None, 16))
+    assert fine.logits is not None
+    assert coarse.logits is not None
+    errors = [float(np.abs(each.logits - exact(model, fine.answer)).max()) for each in (fine, coarse)]
+    assert errors[1] > 10 * errors[0]
 
 
 def test_bytes_are_the_same_in_every_run_and_the_document_holds_no_secret() -> None:

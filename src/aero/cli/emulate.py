@@ -25,7 +25,9 @@ def emulate(
     text: Annotated[Path, typer.Option("--text", help="Held-out text, UTF-8.")],
     protocol: Annotated[str, typer.Option(help="Whose truncation is emulated.")] = "aby3",
     ring: Annotated[int, typer.Option(help="Bits of the ring: 64 or 32.")] = 64,
-    fraction_bits: Annotated[int, typer.Option(help="Fraction bits of a number.")] = 20,
+    fraction_bits: Annotated[
+        int | None, typer.Option(help="Fraction bits of a number; by default those that the model runs with.")
+    ] = None,
     local_truncation: Annotated[
         bool, typer.Option("--local-truncation", help="Parties truncate alone: no messages, and rare large errors.")
     ] = False,

@@ -195,10 +195,10 @@ def _average(triangle: Triangle) -> NDArray[np.float64]:
     """Rows of 1/n over n keys, in whole units of fixed point whose sum is exactly 1: rounding does not add up."""
     units = np.zeros((triangle.queries, triangle.keys))
     for row, count in enumerate(triangle.seen()[:, 0].astype(int)):
-        whole, rest = divmod(2**ring.FRACTION_BITS, count)
+        whole, rest = divmod(2 ** ring.fraction_bits(), count)
         units[row, :count] = whole
         units[row, :rest] += 1
-    return units * 2.0**-ring.FRACTION_BITS
+    return units * 2.0 ** -ring.fraction_bits()
 
 
 def _by_groups(x: jax.Array, y: jax.Array, together: int, crossed: bool) -> jax.Array:

@@ -33,7 +33,7 @@ from aero.private.blocks import MASKED, unmasked
 from aero.private.dealer.access import DealerAccess
 from aero.private.program import Step, freed
 from aero.private.protocols import CLIENT, MODEL, Protocol
-from aero.private.ring import FRACTION_BITS
+from aero.private.ring import FRACTION_BITS, compute_with
 
 MESSAGE_TIMEOUT = 24 * 3600.0
 """Seconds the link waits for a message. Long on purpose: a lost party is noticed by ``watch``, not by a slow step."""
@@ -70,15 +70,23 @@ class Engine:
         self._log = Path(self._folder.name) / "engine.log"
         _log_to(str(self._log))
         self._link = _connect(rank, addresses, connect_seconds)
-        config = runtime_config(protocol, threads, dealer)
-        self._runtime = spu.Runtime(self._link, config)
-        self._io = spu.Io(self.world, config)
+        self._threads, self._dealer = threads, dealer
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._opened: dict[tuple[int, ...], str] = {}
         self._compiled: dict[_Key, tuple[bytes, tuple[tuple[int, ...], ...]]] = {}
         self._costs: list[PartyCost] = []
         self._sent = self._messages = 0
         self._dealt = dealt
+
+    def start(self, fraction_bits: int = FRACTION_BITS) -> None:
+        """Make ready to compute with that many fraction bits, in the whole process. Before anything is entered or run.
+
+        What is told in the clear goes without it: so parties can agree on the bits first.
+        """
+        compute_with(fraction_bits)
+        config = runtime_config(self.protocol, self._threads, self._dealer, fraction_bits)
+        self._runtime = spu.Runtime(self._link, config)
+        self._io = spu.Io(self.world, config)
 
     def enter(self, name: str, shape: tuple[int, ...], owner: int, value: NDArray[Any] | None) -> None:
         """Make ``name`` a secret of the party ``owner``, who alone gives its value. Nothing is sent.
@@ -320,10 +328,12 @@ def _connect(rank: int, addresses: Sequence[str], connect_seconds: float) -> Any
     return libspu.link.create_brpc(description, rank)
 
 
-def runtime_config(protocol: Protocol, threads: int, dealer: DealerAccess | None = None) -> libspu.RuntimeConfig:
+def runtime_config(
+    protocol: Protocol, threads: int, dealer: DealerAccess | None = None, fraction_bits: int = FRACTION_BITS
+) -> libspu.RuntimeConfig:
     """The engine's settings for a protocol: ring, fraction bits, accounting, and its dealer where it has one."""
     kind = getattr(libspu.ProtocolKind, protocol.kind)
-    config = libspu.RuntimeConfig(kind, libspu.FieldType.FM64, FRACTION_BITS)
+    config = libspu.RuntimeConfig(kind, libspu.FieldType.FM64, fraction_bits)
     config.enable_pphlo_profile = True
     # A secret that lies with one party stays there until a step needs it; ``enter`` relies on it.
     config.experimental_enable_colocated_optimization = True

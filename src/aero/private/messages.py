@@ -50,6 +50,7 @@ class PartyJob:
     model: the model owner's folder or SHAPE:ROW; weight_seed draws the weights of a SHAPE:ROW. None elsewhere.
     held: descriptor, which the process inherits, of memory that holds the folded model; ``model`` is then not read.
     gelu: how GELU is computed; the model owner's choice counts, and it tells the others. Public.
+    fraction_bits: of numbers; the model owner's choice counts, and it tells the others. None: ``private.precision``.
     prefix: tokens that the model owner puts before every prompt. Public: the owner tells the others.
     dealer: the dealer of a protocol that has one.
     folder: where the party may put files, which its launcher removes; None: a folder of its own.
@@ -62,6 +63,7 @@ class PartyJob:
     wait_seconds: float
     embedding: EmbeddingMode = "private"
     gelu: GeluForm = "polynomial"
+    fraction_bits: int | None = None
     model: str | None = None
     weight_seed: int = 0
     held: int | None = None

@@ -94,7 +94,10 @@ def _emulated(model: PrivateModel, job: PartyJob) -> Look:
     from aero.private.emulator.emulate import Emulator, Settings, truncation_of
 
     settings = Settings(
-        truncation=truncation_of(protocol_named(job.protocol)), one_hot=job.embedding == "private", gelu=job.gelu
+        truncation=truncation_of(protocol_named(job.protocol)),
+        one_hot=job.embedding == "private",
+        gelu=job.gelu,
+        fraction_bits=job.fraction_bits,
     )
     emulator = Emulator(model, settings)
     held = 0

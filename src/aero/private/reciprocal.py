@@ -100,5 +100,5 @@ def reciprocal_for(low: float, high: float) -> Reciprocal:
 
 def _rounded(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """To fixed point, so that guess and goal, which go on apart, keep their ratio."""
-    scale = 2.0**ring.FRACTION_BITS
+    scale = 2.0 ** ring.fraction_bits()
     return np.asarray(np.rint(values * scale) / scale)

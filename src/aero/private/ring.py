@@ -15,6 +15,8 @@ What the caller owes: doubles are added to doubles alone, and stay below 2^(62 -
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -24,14 +26,47 @@ from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
 FRACTION_BITS = 20
-"""Fixed-point fraction bits f in the ring of integers modulo 2^64.
+"""Fixed-point fraction bits f in the ring of integers modulo 2^64, unless ``compute_with`` says otherwise.
 
 A double holds twice as many, so a sum of products must stay below 2^(62 - 40) = 4.2 million: four bits under that leave
 nothing to spare for large models, two bits fewer cost a factor of four in accuracy everywhere.
 """
 
+MOST_FRACTION_BITS = 26
+"""With more, even attention's averages leave no room for a sum of products."""
+
 ENGINE = "interpreter"
 """The platform for which the engine's front end lowers a function; nothing else uses it."""
+
+
+class _Precision:
+    bits = FRACTION_BITS
+
+
+def fraction_bits() -> int:
+    """f, of what is traced now."""
+    return _Precision.bits
+
+
+def compute_with(bits: int) -> None:
+    """Let everything that is traced from now on have ``bits`` fraction bits: in this process, which is one party's.
+
+    Raises ValueError outside 1 ... ``MOST_FRACTION_BITS``.
+    """
+    if not 1 <= bits <= MOST_FRACTION_BITS:
+        raise ValueError(f"fraction bits go from 1 to {MOST_FRACTION_BITS}, not {bits}")
+    _Precision.bits = bits
+
+
+@contextmanager
+def computing_with(bits: int) -> Iterator[None]:
+    """``compute_with`` for what is traced in the block."""
+    before = fraction_bits()
+    compute_with(bits)
+    try:
+        yield
+    finally:
+        compute_with(before)
 
 
 def product(x: jax.Array, y: jax.Array) -> jax.Array:
@@ -47,15 +82,15 @@ def matmul(x: jax.Array, y: jax.Array) -> jax.Array:
 def scaled(x: jax.Array, factor: Any) -> jax.Array:
     """x times public numbers (a number, or an array of x's shape), a double. Nothing is sent.
 
-    The factor is rounded to f fraction bits; its size must stay below 2^(31 - f) = 2048.
+    The factor is rounded to f fraction bits; its size must stay below 2^(31 - f), 2048 for f = 20.
     """
-    values = np.asarray(factor, np.float64)
-    units = np.rint(values * 2.0**FRACTION_BITS)
+    values, bits = np.asarray(factor, np.float64), fraction_bits()
+    units = np.rint(values * 2.0**bits)
     if np.abs(units).max(initial=0.0) >= 2.0**31:
-        raise ValueError(f"a public factor must be smaller than {2 ** (31 - FRACTION_BITS)}")
+        raise ValueError(f"a public factor must be smaller than {2 ** (31 - bits)}")
     if values.ndim:
         units = np.broadcast_to(units, x.shape)
-    return scaled_p.bind(x, factor=Constant(units.astype(np.int32)))  # type: ignore[no-any-return,no-untyped-call]
+    return scaled_p.bind(x, factor=Constant(units.astype(np.int32), bits))  # type: ignore[no-any-return,no-untyped-call]
 
 
 def truncate(x: jax.Array) -> jax.Array:
@@ -69,16 +104,16 @@ def square(x: jax.Array) -> jax.Array:
 
 
 class Constant:
-    """Public integers as a primitive's parameter: compared by value, so that equal steps compile once."""
+    """Public numbers in units of 2^-bits, a primitive's parameter: equal by value, so that equal steps compile once."""
 
-    def __init__(self, units: np.ndarray[Any, np.dtype[np.int32]]) -> None:
-        self.units = units
+    def __init__(self, units: np.ndarray[Any, np.dtype[np.int32]], bits: int) -> None:
+        self.units, self.bits = units, bits
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Constant) and np.array_equal(self.units, other.units)
+        return isinstance(other, Constant) and self.bits == other.bits and np.array_equal(self.units, other.units)
 
     def __hash__(self) -> int:
-        return hash((self.units.shape, self.units.tobytes()))
+        return hash((self.bits, self.units.shape, self.units.tobytes()))
 
 
 product_p, matmul_p = Primitive("double_product"), Primitive("double_matmul")
@@ -100,7 +135,7 @@ def _cut(x: jax.Array) -> jax.Array:
     # the compiler makes an elementwise product of a dot that sums one term.
     odd = x.size % 2
     flat = jnp.pad(x.reshape(-1), (0, odd)).reshape(-1, 2)
-    cut = (flat @ np.diag(np.full(2, 2.0**-FRACTION_BITS, np.float32))).reshape(-1)
+    cut = (flat @ np.diag(np.full(2, 2.0 ** -fraction_bits(), np.float32))).reshape(-1)
     return cut[: x.size].reshape(x.shape)
 
 
@@ -119,7 +154,7 @@ _define(product_p, lambda x, y: x * y, lambda x, y: _numbers(_integers(x) * _int
 _define(matmul_p, lambda x, y: x @ y, lambda x, y: _numbers(_integers(x) @ _integers(y)))
 _define(
     scaled_p,
-    lambda x, factor: x * (factor.units * 2.0**-FRACTION_BITS).astype(x.dtype),
+    lambda x, factor: x * (factor.units * 2.0**-factor.bits).astype(x.dtype),
     lambda x, factor: _numbers(_integers(x) * factor.units),
 )
 _define(truncate_p, lambda x: x, _cut)

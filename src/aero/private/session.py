@@ -26,6 +26,7 @@ from aero.private.held import read
 from aero.private.inbox import Inbox
 from aero.private.messages import Event, PartyJob, role_of
 from aero.private.orders import Order
+from aero.private.precision import fraction_bits_of
 from aero.private.prefix import enter_prefix, prefix_step
 from aero.private.program import Program, Step
 from aero.private.protocols import CLIENT, MODEL, Protocol, protocol_named
@@ -131,12 +132,14 @@ class Session:
                 "gelu": self.job.gelu,
                 "rotation": None if rotation is None else base64.b64encode(rotation.tobytes()).decode(),
                 "prefix": self.job.prefix,
+                "fraction_bits": self.job.fraction_bits or fraction_bits_of(model.config),
                 "dealer": None if self.job.dealer is None else self.job.dealer.public_key,
             }
             data = json.dumps(public).encode()
         public = json.loads(self.engine.tell_all("public facts", MODEL, data))
         if self.job.dealer is not None and public["dealer"] != self.job.dealer.public_key:
             raise AeroError("The parties were given different public keys of the dealer; ask its owner for the key.")
+        self.engine.start(public["fraction_bits"])
         config = PrivateConfig.from_dict(public["config"])
         table = None
         if public["rotation"] is not None:

@@ -90,7 +90,7 @@ def _try(model: PrivateModel, tokens: Tokens, settings: Settings) -> Trial:
     fits = found.bits_left >= HEADROOM and not found.wrong_outputs
     return Trial(
         ring=settings.ring,
-        fraction_bits=settings.fraction_bits,
+        fraction_bits=found.fraction_bits,
         bits_left=found.bits_left,
         wrong_outputs=found.wrong_outputs,
         perplexity=found.perplexity,

@@ -13,7 +13,7 @@ from jax.interpreters import batching
 
 from aero.private.emulator.ring import Ring
 from aero.private.emulator.values import Rule, Secret, Value, elements
-from aero.private.ring import FRACTION_BITS, matmul_p, product_p, scaled_p, truncate_p
+from aero.private.ring import matmul_p, product_p, scaled_p, truncate_p
 
 
 def _product(ring: Ring, parameters: Any, inputs: Sequence[Value]) -> Value:
@@ -27,8 +27,9 @@ def _matmul(ring: Ring, parameters: Any, inputs: Sequence[Value]) -> Value:
 
 
 def _scaled(ring: Ring, parameters: Any, inputs: Sequence[Value]) -> Value:
-    # The program rounds public factors to its own fraction bits; another ring has as many as it has.
-    units = np.rint(parameters["factor"].units * 2.0 ** (ring.fraction - FRACTION_BITS)).astype(np.int64)
+    # The program rounds public factors to the bits that it was traced with; another ring has as many as it has.
+    factor = parameters["factor"]
+    units = np.rint(factor.units * 2.0 ** (ring.fraction - factor.bits)).astype(np.int64)
     return Secret(ring.product(elements(ring, inputs[0]), torch.as_tensor(units, device=ring.device)))
 
 

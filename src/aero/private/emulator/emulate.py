@@ -17,30 +17,33 @@ from aero.eliminate.private_model import PrivateModel
 from aero.private.emulator.machine import Machine, Reading
 from aero.private.emulator.report import BoundCheck, Emulation, LayerDrift, Margin
 from aero.private.emulator.ring import Ring, Truncation
+from aero.private.precision import fraction_bits_of
 from aero.private.program import Program, Step
 from aero.private.protocols import Protocol
 
 Tokens = NDArray[np.int64]
 
-FRACTION_BITS = 20
-"""What the private engine computes with."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """ring, fraction_bits, truncation: the arithmetic, as ``Ring`` takes it. seed: of the truncations' noise.
+    """ring, fraction_bits, truncation: the arithmetic, as ``Ring`` takes it. fraction_bits None: those with which the
+    model runs privately (``private.precision``). seed: of the truncations' noise.
 
     one_hot, gelu: the program, as ``Program`` takes them. device: where torch computes. batch: rows at a time.
     """
 
     ring: Literal[64, 32] = 64
-    fraction_bits: int = FRACTION_BITS
+    fraction_bits: int | None = None
     truncation: Truncation = "probabilistic"
     one_hot: bool = False
     gelu: GeluForm = "polynomial"
     device: str = "cpu"
     batch: int = 8
     seed: int = 0
+
+    def bits_for(self, model: PrivateModel) -> int:
+        """Fraction bits for ``model``."""
+        return fraction_bits_of(model.config) if self.fraction_bits is None else self.fraction_bits
 
 
 def truncation_of(protocol: Protocol) -> Truncation:
@@ -55,7 +58,7 @@ class Emulator:
         self.model, self.settings = model, settings
         ring = Ring(
             settings.ring,
-            settings.fraction_bits,
+            settings.bits_for(model),
             truncation=settings.truncation,
             device=settings.device,
             seed=settings.seed,
@@ -193,7 +196,7 @@ class _Findings:
         ]
         return Emulation(
             ring=settings.ring,
-            fraction_bits=settings.fraction_bits,
+            fraction_bits=settings.bits_for(self.model),
             truncation=settings.truncation,
             rows=self.rows,
             tokens=self.positions,

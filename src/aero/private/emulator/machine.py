@@ -17,6 +17,7 @@ from aero.private.emulator.interpret import evaluate
 from aero.private.emulator.ring import Ring
 from aero.private.emulator.values import Secret, elements
 from aero.private.program import Step, freed
+from aero.private.ring import computing_with
 
 Array = NDArray[Any]
 
@@ -91,7 +92,8 @@ class Machine:
         key = _identity(step.function), axes, tuple(tuple(each.shape) for each in inputs)
         if key not in self._traced:
             function = step.function if all(axis is None for axis in axes) else jax.vmap(step.function, in_axes=axes)
-            self._traced[key] = jax.make_jaxpr(function)(*(_shape(each) for each in inputs))
+            with computing_with(self.ring.fraction):
+                self._traced[key] = jax.make_jaxpr(function)(*(_shape(each) for each in inputs))
         return self._traced[key]
 
     def _wrong(self, traced: ClosedJaxpr, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> int:

@@ -109,8 +109,7 @@ def build_corpus(
         packages=per_package(splits),
         left_out=dict(sorted(left_out.items())),
         sha256=corpus_digest(summaries),
-        versions={"python": platform.python_version()}
-        | {name: version(name) for name in ("aero-private", "pyarrow")},
+        versions={"python": platform.python_version()} | {name: version(name) for name in ("aero-private", "pyarrow")},
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
     progress.update(task, description="Writing")
