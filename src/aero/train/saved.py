@@ -29,5 +29,7 @@ def save_model(model: AeroForCausalLM, folder: Path, precision: Precision) -> No
     matrices = {name for name, value in model.named_parameters(remove_duplicate=False) if value.ndim >= 2}
     state = model.state_dict()
     if precision == "bf16":
-        state = {name: value.bfloat16() if name in matrices else value for name, value in state.items()}
+        # A matrix that two names share stays one, or it would be written twice.
+        rounded = {value.data_ptr(): value.bfloat16() for name, value in state.items() if name in matrices}
+        state = {name: rounded[value.data_ptr()] if name in matrices else value for name, value in state.items()}
     model.save_pretrained(folder, state_dict=state)
