@@ -82,6 +82,9 @@ CITED = [
 ]
 """What others report for whole systems. Nothing here was measured by us."""
 
+PRODUCTS = frozenset({"projection", "scores", "values", "feed-forward", "vocabulary"})
+"""Operators that are products of matrices: ``products_seconds`` of a row, of its first repeat."""
+
 PEER = Path(__file__).parent / "results" / "peer-crypten.json"
 """What ``benchmarks/peer_crypten.py`` found: single operators in CrypTen."""
 
@@ -212,6 +215,7 @@ class Table:
             "rounds": first["rounds"],
             "seconds": statistics.median(each["seconds"] for each in found),
             "seconds_each": [each["seconds"] for each in found],
+            "products_seconds": sum(each["seconds"] for each in first["operators"] if each["operator"] in PRODUCTS),
             "offline_bytes": first["offline"]["bytes"],
             "max_abs_error": first.get("max_abs_error"),
             "secure": first["trust_model"]["secure"],

@@ -96,11 +96,14 @@ def test_another_model_or_session_ends_it_on_both_sides() -> None:
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [({"version": 2}, "speaks version 2"), ({"release": "0.0.9"}, "runs release 0.0.9")],
+    [
+        ({"version": handshake.VERSION + 1}, f"speaks version {handshake.VERSION + 1}"),
+        ({"release": "0.0.9"}, "runs release 0.0.9"),
+    ],
 )
 def test_another_version_is_refused(change: dict[str, Any], words: str) -> None:
     async def caller(pair: Pair) -> Any:
-        hello = Hello(version=1, release=__version__, role="client", nonce=handshake.nonce())
+        hello = Hello(version=handshake.VERSION, release=__version__, role="client", nonce=handshake.nonce())
         await frames.write(pair[1], hello.model_copy(update=change))
         return await frames.read(pair[0])
 
@@ -135,7 +138,7 @@ def test_a_recorded_handshake_is_worth_nothing() -> None:
 
 def test_a_recorded_welcome_is_worth_nothing() -> None:
     old = Welcome(
-        version=1,
+        version=handshake.VERSION,
         release=__version__,
         role="model",
         nonce=handshake.nonce(),
@@ -156,7 +159,9 @@ def test_a_recorded_welcome_is_worth_nothing() -> None:
 
 def test_a_join_of_another_session_is_refused() -> None:
     async def caller(pair: Pair) -> Any:
-        await frames.write(pair[1], Hello(version=1, release=__version__, role="client", nonce=handshake.nonce()))
+        await frames.write(
+            pair[1], Hello(version=handshake.VERSION, release=__version__, role="client", nonce=handshake.nonce())
+        )
         welcome = await frames.read(pair[0])
         await frames.write(pair[1], Join(answers=welcome.nonce, session="b" * 64, plan=PLAN))
         return await frames.read(pair[0])
@@ -166,7 +171,7 @@ def test_a_join_of_another_session_is_refused() -> None:
     assert "another session" in str(theirs)
 
 
-HELLO = encode(Hello(version=1, release=__version__, role="client", nonce="0" * 64))
+HELLO = encode(Hello(version=handshake.VERSION, release=__version__, role="client", nonce="0" * 64))
 
 
 @pytest.mark.parametrize(
@@ -181,7 +186,7 @@ HELLO = encode(Hello(version=1, release=__version__, role="client", nonce="0" * 
         (b"\0\0\0\x02[]", "none"),
         (HELLO[:-1], "closed the connection"),
         (
-            HELLO.replace(b'"version":1', b'"version":[')[:4] + HELLO[4:].replace(b'"version":1', b'"version":['),
+            HELLO[:4] + HELLO[4:].replace(b'"version":%d' % handshake.VERSION, b'"version":['),
             "no message",
         ),
     ],
@@ -210,7 +215,13 @@ def test_a_caller_who_says_nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_every_cut_of_every_message_is_refused() -> None:
     welcome = Welcome(
-        version=1, release="1", role="model", nonce="0" * 64, answers="1" * 64, session="2" * 64, plan=PLAN
+        version=handshake.VERSION,
+        release="1",
+        role="model",
+        nonce="0" * 64,
+        answers="1" * 64,
+        session="2" * 64,
+        plan=PLAN,
     )
     for whole in (HELLO[4:], encode(welcome)[4:], encode(Join(answers="1" * 64, session="2" * 64, plan=PLAN))[4:]):
         assert encode(decode(whole))[4:] == whole

@@ -20,7 +20,7 @@ from tests.serve.conftest import AERO, MODEL, Deployment
 from aero import __version__
 from aero.errors import AeroError
 from aero.private.watch import free_ports
-from aero.serve import frames, probe
+from aero.serve import frames, handshake, probe
 from aero.serve.certificates import load, make
 from aero.serve.frames import Hello, Ping, Refused, Stream, encode
 from aero.serve.tls import client_context, close, connect
@@ -66,7 +66,7 @@ def start_helper(deployment: Deployment) -> None:
 def test_hostile_callers_are_turned_away_and_the_server_goes_on(deployment: Deployment) -> None:
     start_helper(deployment)
     caller = Caller(deployment)
-    hello = {"version": 1, "release": __version__, "nonce": "0" * 64}
+    hello = {"version": handshake.VERSION, "release": __version__, "nonce": "0" * 64}
     cases: list[tuple[bytes, str]] = [
         (b"GET / HTTP/1.1\r\n\r\n", "16384 is the longest"),
         (b"\xff\xff\xff\xff" + os.urandom(100), "16384 is the longest"),
@@ -100,7 +100,7 @@ def test_a_new_clients_certificate_counts_after_a_reload_and_a_wrong_file_change
     home = deployment.home
     make("late", home / "client" / "late.crt", home / "client" / "late.key")
     caller = Caller(deployment, "late")
-    knock = encode(Hello(version=1, release=__version__, role="client", nonce="0" * 64))
+    knock = encode(Hello(version=handshake.VERSION, release=__version__, role="client", nonce="0" * 64))
     assert "closed the connection" in str(caller.say(knock))
     shutil.copy(home / "client" / "late.crt", home / "helper" / "clients")
     deployment.processes["helper"].send_signal(signal.SIGHUP)

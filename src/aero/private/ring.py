@@ -33,7 +33,7 @@ nothing to spare for large models, two bits fewer cost a factor of four in accur
 """
 
 MOST_FRACTION_BITS = 26
-"""With more, even attention's averages leave no room for a sum of products."""
+"""Twice as many must be exact in double precision, where the emulation looks up an argument's highest bit."""
 
 ENGINE = "interpreter"
 """The platform for which the engine's front end lowers a function; nothing else uses it."""

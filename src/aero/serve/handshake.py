@@ -22,7 +22,7 @@ from aero.private.messages import EmbeddingMode
 from aero.serve import frames
 from aero.serve.frames import BrokenLinkError, Hello, Join, Plan, Refused, Welcome
 
-VERSION = 1
+VERSION = 2
 """Raised whenever the messages between parties change."""
 
 Grant = Callable[[Hello], Awaitable[tuple[str, Plan]]]

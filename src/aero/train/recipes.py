@@ -197,12 +197,12 @@ def demo_simplified_parallel() -> Recipe:
 
 
 def code_baseline() -> Recipe:
-    """Ten million parameters with every nonlinearity, for Python source: the twin of ``models/aero-code-small``."""
+    """Ten million parameters with every nonlinearity, for Python source."""
     return _titled("code-baseline", "ten million parameters: softmax, LayerNorm and GELU", "SM+LN+G")
 
 
 def code_aero() -> Recipe:
-    """The model in ``models/aero-code-small``: static norms, bilinear feed-forward, softmax."""
+    """The same with static norms and a bilinear feed-forward: softmax is the only nonlinearity that costs much."""
     return _titled("code-aero", "ten million parameters: softmax, static norms, bilinear", "static+bilinear")
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from aero.eliminate.private_model import PrivateModel
 from aero.private.emulator.emulate import Settings, Tokens, emulate
 from aero.private.emulator.report import Emulation
-from aero.private.emulator.ring import MAX_FRACTION
+from aero.private.ring import MOST_FRACTION_BITS
 
 HEADROOM = 2
 """Bits that stay free beyond what the text needed: another text's numbers may be four times as large."""
@@ -79,8 +79,8 @@ def candidates(found: Emulation, ring: int) -> list[int]:
     must stay below 2^fraction.
     """
     spare = found.bits_left - HEADROOM + ring - found.ring
-    most = math.floor(found.fraction_bits + spare / 2) if math.isfinite(spare) else MAX_FRACTION
-    most = min(most, MAX_FRACTION, ring // 2 - 2)
+    most = math.floor(found.fraction_bits + spare / 2) if math.isfinite(spare) else MOST_FRACTION_BITS
+    most = min(most, MOST_FRACTION_BITS, ring // 2 - 2)
     least = max(1, math.ceil(math.log2(max(2.0, found.largest_argument))))
     return list(range(most, max(least, most - 3) - 1, -1))
 

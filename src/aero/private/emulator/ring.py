@@ -13,6 +13,8 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from aero.private.ring import MOST_FRACTION_BITS
+
 Truncation = Literal["probabilistic", "low", "local"]
 """How a product loses its lower bits.
 
@@ -22,9 +24,6 @@ a unit low in the mean: cheetah.
 ``local``: each of two parties shifts its own share, which costs nothing and fails by 2^(bits - shift) with probability
 |x| / 2^bits: semi2k with the engine's ``trunc_allow_msb_error``.
 """
-
-MAX_FRACTION = 26
-"""Twice as many bits must be exact in double precision, where an argument's highest bit is looked up."""
 
 MANTISSA = 53
 """Bits of a double: a sum of products of limbs below 2^53 is exact."""
@@ -51,8 +50,10 @@ class Ring:
     ) -> None:
         if bits not in (32, 64):
             raise ValueError(f"the ring has 64 or 32 bits, not {bits}")
-        if not 1 <= fraction <= min(MAX_FRACTION, bits // 2 - 2):
-            raise ValueError(f"fraction bits of a {bits}-bit ring go from 1 to {min(MAX_FRACTION, bits // 2 - 2)}")
+        if not 1 <= fraction <= min(MOST_FRACTION_BITS, bits // 2 - 2):
+            raise ValueError(
+                f"fraction bits of a {bits}-bit ring go from 1 to {min(MOST_FRACTION_BITS, bits // 2 - 2)}"
+            )
         if device != "cpu" and not (device.startswith("cuda") and torch.cuda.is_available()):
             raise ValueError(f"there is no device {device} here; choose cpu, or cuda where there is a GPU")
         self.bits, self.fraction, self.truncation = bits, fraction, truncation
