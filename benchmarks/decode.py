@@ -89,6 +89,7 @@ def main(argv: list[str]) -> None:
         "seed": arguments.seed,
         "model": arguments.model,
         "parameters": session.parameters,
+        "fraction_bits": session.fraction_bits,
         "protocol": arguments.protocol,
         "trust_model": protocol.trust.to_dict(),
         "network": session.network or "loopback",

@@ -123,6 +123,7 @@ def report(arguments: argparse.Namespace, answers: list[dict[str, Any]], session
         "seed": 0,
         "model": arguments.model.name,
         "parameters": session.parameters,
+        "fraction_bits": session.fraction_bits,
         "protocol": arguments.protocol,
         "trust_model": session.protocol.trust.to_dict(),
         "network": "loopback",

@@ -46,7 +46,7 @@ def emulate(
     """
     if importlib.util.find_spec("jax") is None:
         raise AeroError("jax is missing, which describes the private program; run make setup.")
-    from aero.cli.private import _gelu
+    from aero.cli.checks import gelu_named
     from aero.eliminate.source import folded
     from aero.private.emulator.choice import choose as choose_ring
     from aero.private.emulator.emulate import Settings, truncation_of
@@ -54,7 +54,7 @@ def emulate(
     from aero.private.protocols import protocol_named
 
     chosen = protocol_named(protocol)
-    form = _gelu(gelu)
+    form = gelu_named(gelu)
     if local_truncation and chosen.kind != "SEMI2K":
         raise AeroError(f"Only semi2k truncates by each party alone; {protocol} does not.")
     source = folded(model, seed=seed)
@@ -95,6 +95,7 @@ def answer_here(
     embedding: EmbeddingMode,
     gelu: GeluForm,
     prefix: tuple[int, ...],
+    fraction_bits: int | None,
 ) -> list[int]:
     """The tokens of an answer without parties: mode plaintext or emulate of ``aero.private.modes``."""
     from aero.private.launch import local_parties
@@ -109,6 +110,7 @@ def answer_here(
         wait_seconds=0.0,
         embedding=embedding,
         gelu=gelu,
+        fraction_bits=fraction_bits,
         prefix=prefix,
     )
     return answer(mode, job, request, model=model).tokens

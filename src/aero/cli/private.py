@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from aero.cli.checks import (
+    address_of,
+    dealer_access,
+    embedding_named,
+    fraction_bits_within,
+    gelu_named,
+    need_engine,
+    private_settings,
+)
 from aero.cli.console import progress_bar
 from aero.cli.prompts import prompt_text, prompt_texts
 from aero.errors import AeroError
@@ -46,6 +54,14 @@ Gelu = Annotated[
         "as published baselines have it.",
     ),
 ]
+FractionBits = Annotated[
+    int | None,
+    typer.Option(
+        "--fraction-bits",
+        help="Fraction bits of a number, public; by default those that the model's operators leave room for. More are "
+        "more exact, until sums of products wrap around: aero private emulate says how many are safe.",
+    ),
+]
 NetworkName = Annotated[
     str,
     typer.Option(
@@ -77,6 +93,7 @@ def generate(
     protocol: ProtocolName = "aby3",
     embedding: Embedding = "private",
     gelu: Gelu = "polynomial",
+    fraction_bits: FractionBits = None,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token.")] = 0.0,
     top_k: Annotated[int, typer.Option(min=0, help="Sample among this many; 0 among all.")] = 0,
     seed: Annotated[int, typer.Option(help="Seed of the client's sampling.")] = 0,
@@ -99,12 +116,14 @@ def generate(
 ) -> None:
     """Complete a secret prompt with secret weights. The client alone sees logits and tokens."""
     from aero.eliminate.source import is_spec
+    from aero.private.dumps import forbid_dumps
     from aero.private.messages import Choice, Request
 
+    forbid_dumps()
     if is_spec(model):
         raise AeroError(f"{model} names random weights, which have no tokenizer; give a folder, or use private bench.")
     texts = prompt_texts(prompt, prompt_file, prompts_file)
-    _settings(model, protocol, embedding, gelu, network)
+    private_settings(model, protocol, embedding, gelu, network, fraction_bits)
     tokenizer = load_tokenizer(model)
     first, *others = (tuple(tokenizer.encode(text)) for text in texts)
     if not first:
@@ -120,9 +139,13 @@ def generate(
     if mode != "private":
         if draft is not None or network != "none" or json_file is not None:
             raise AeroError(f"Mode {mode} has no parties: leave out --draft, --network and --json.")
+        if mode == "plaintext" and fraction_bits is not None:
+            raise AeroError("Mode plaintext computes in double precision: leave out --fraction-bits.")
         from aero.cli.emulate import answer_here
 
-        tokens = answer_here(mode, model, request, protocol, _embedding(embedding), _gelu(gelu), before)
+        tokens = answer_here(
+            mode, model, request, protocol, embedding_named(embedding), gelu_named(gelu), before, fraction_bits
+        )
         print(texts[0] + tokenizer.decode(tokens))
         return
     proposer = None if draft is None else _draft(draft, tokenizer)
@@ -132,6 +155,7 @@ def generate(
         protocol,
         embedding,
         gelu=gelu,
+        fraction_bits=fraction_bits,
         network=network,
         port=port,
         wait=wait,
@@ -155,6 +179,7 @@ def bench(
     protocol: ProtocolName = "aby3",
     embedding: Embedding = "private",
     gelu: Gelu = "polynomial",
+    fraction_bits: FractionBits = None,
     seed: Annotated[int, typer.Option(help="Seed of the prompt, and of the weights of a named shape.")] = 0,
     check: Annotated[bool, typer.Option(help="Compare every private logit with the plaintext's.")] = True,
     network: NetworkName = "none",
@@ -167,11 +192,22 @@ def bench(
 
     from aero.private.messages import Request
 
-    config = _settings(model, protocol, embedding, gelu, network)
+    config = private_settings(model, protocol, embedding, gelu, network, fraction_bits)
     drawn = np.random.default_rng(seed).integers(0, config.vocab_size, (prompts, tokens))
     first, *others = (tuple(each) for each in drawn.tolist())
     request = Request(prompt=first, others=tuple(others), new_tokens=new_tokens, keep_logits=check)
-    result = run(model, request, protocol, embedding, gelu=gelu, network=network, port=port, wait=wait, seed=seed)
+    result = run(
+        model,
+        request,
+        protocol,
+        embedding,
+        gelu=gelu,
+        fraction_bits=fraction_bits,
+        network=network,
+        port=port,
+        wait=wait,
+        seed=seed,
+    )
     error = largest_error(model, request, result, seed) if check else None
     _finish(result, model, embedding, gelu, seed, error, json_file)
 
@@ -187,6 +223,7 @@ def party(
     new_tokens: Annotated[int, typer.Option(min=1, help="Rank 1: how many tokens to generate.")] = 16,
     embedding: Embedding = "private",
     gelu: Gelu = "polynomial",
+    fraction_bits: FractionBits = None,
     dealer: Annotated[str | None, typer.Option(help="semi2k: where the dealer is, host:port.")] = None,
     dealer_key: Annotated[Path | None, typer.Option(help="semi2k: the dealer's public key, from its owner.")] = None,
     dealer_ca: Annotated[
@@ -200,15 +237,19 @@ def party(
 
     The links are not encrypted: use a network that you trust, or a tunnel.
     """
+    from aero.private.dumps import forbid_dumps
     from aero.private.launch import run_party
     from aero.private.messages import PartyJob, Request, role_of
     from aero.private.protocols import protocol_named
 
+    forbid_dumps()
     chosen = protocol_named(protocol)
     role = role_of(chosen.roles, rank)
-    addresses = tuple(_address(text) for text in parties.split(","))
+    addresses = tuple(address_of(text) for text in parties.split(","))
     if len(addresses) != len(chosen.roles):
         raise AeroError(f"{protocol} has {len(chosen.roles)} parties and --parties names {len(addresses)}.")
+    if role != "model" and fraction_bits is not None:
+        raise AeroError("The model's owner chooses the fraction bits for all: give --fraction-bits to rank 0 alone.")
     requests: list[Request] = []
     coder = None
     if role == "client":
@@ -222,12 +263,13 @@ def party(
         parties=addresses,
         rank=rank,
         wait_seconds=wait,
-        embedding=_embedding(embedding),
-        gelu=_gelu(gelu),
+        embedding=embedding_named(embedding),
+        gelu=gelu_named(gelu),
+        fraction_bits=fraction_bits_within(fraction_bits),
         model=model if role == "model" else None,
-        dealer=_dealer(chosen.dealer, dealer, dealer_key, (dealer_ca, certificate, certificate_key)),
+        dealer=dealer_access(chosen.dealer, dealer, dealer_key, (dealer_ca, certificate, certificate_key)),
     )
-    _need_engine()
+    need_engine()
     Console(stderr=True).print(f"{role}: {chosen.trust.name}; waiting up to {wait:g} s for the others")
     stream = None if coder is None else Stream(coder, "")
     for token in run_party(job, requests):
@@ -244,6 +286,7 @@ def run(
     embedding: str,
     *,
     gelu: str = "polynomial",
+    fraction_bits: int | None = None,
     network: str = "none",
     port: int | None = None,
     wait: float = 120.0,
@@ -261,10 +304,10 @@ def run(
     from aero.private.network.link import network_named
     from aero.private.protocols import protocol_named
 
-    _need_engine()
+    need_engine()
     chosen = protocol_named(protocol)
     config = describe(model)
-    mode = _embedding(embedding)
+    mode = embedding_named(embedding)
     length = len(prefix) + len(request.prompt)
     if length + max(0, request.new_tokens - 1) > config.context:
         raise AeroError(
@@ -281,7 +324,8 @@ def run(
         rank=0,
         wait_seconds=wait,
         embedding=mode,
-        gelu=_gelu(gelu),
+        gelu=gelu_named(gelu),
+        fraction_bits=fraction_bits_within(fraction_bits),
         weight_seed=seed,
         prefix=prefix,
     )
@@ -354,71 +398,6 @@ def load_tokenizer(folder: str) -> Any:
         raise AeroError(f"{folder} holds no tokenizer; save it beside the model.") from None
 
 
-def _settings(model: str, protocol: str, embedding: str, gelu: str, network: str) -> Any:
-    """Check names before anything is loaded for long; returns the model's configuration."""
-    from aero.eliminate.source import describe
-    from aero.private.network.link import network_named
-    from aero.private.protocols import protocol_named
-
-    protocol_named(protocol)
-    network_named(network)
-    _embedding(embedding)
-    _gelu(gelu)
-    return describe(model)
-
-
-def _embedding(name: str) -> Any:
-    if name not in ("private", "client"):
-        raise AeroError(f"Unknown embedding {name!r}: choose private or client.")
-    return name
-
-
-def _gelu(name: str) -> Any:
-    if name not in ("polynomial", "tanh"):
-        raise AeroError(f"Unknown form of GELU {name!r}: choose polynomial or tanh.")
-    return name
-
-
-def _address(text: str) -> Any:
-    from aero.private.messages import Address
-
-    host, separator, port = text.strip().rpartition(":")
-    if not separator or not port.isdigit() or not 0 < int(port) < 65535:
-        raise AeroError(f"{text!r} is not host:port with a port from 1 to 65534.")
-    return Address(host, int(port), int(port) + 1)
-
-
-def _dealer(wanted: bool, place: str | None, key: Path | None, tls: tuple[Path | None, ...]) -> Any:
-    from aero.private.dealer.access import DealerAccess, read_public_key
-
-    if not wanted:
-        return None
-    if place is None or key is None:
-        raise AeroError("Protocol semi2k needs a dealer: name it with --dealer and its public key with --dealer-key.")
-    host, _, port = place.strip().rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise AeroError(f"{place!r} is not host:port with a port from 1 to 65535.")
-    for file in tls:
-        if file is not None and not file.is_file():
-            raise AeroError(f"There is no file {file}.")
-    authority, certificate, secret = (None if file is None else str(file.resolve()) for file in tls)
-    return DealerAccess(
-        host=host,
-        port=int(port),
-        public_key=read_public_key(key),
-        authority=authority,
-        certificate=certificate,
-        secret=secret,
-    )
-
-
-def _need_engine() -> None:
-    if importlib.util.find_spec("spu") is None:
-        raise AeroError(
-            "The secure engine spu is missing: it has wheels for Python 3.10 and 3.11; install AERO under one of them."
-        )
-
-
 def _finish(
     result: PrivateResult,
     model: str,
@@ -433,11 +412,12 @@ def _finish(
     from aero.files import write_json
     from aero.private.document import document
 
+    has_gelu = any(layer.feedforward.startswith("gelu") for layer in describe(model).layers)
     written = document(
         result,
         model=model,
-        embedding=_embedding(embedding),
-        gelu=_gelu(gelu) if any(layer.feedforward.startswith("gelu") for layer in describe(model).layers) else None,
+        embedding=embedding_named(embedding),
+        gelu=gelu_named(gelu) if has_gelu else None,
         seed=seed,
         max_abs_error=error,
     )

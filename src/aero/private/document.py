@@ -70,6 +70,7 @@ def document(
         "speculation": speculation(result) if result.drafted else None,
         "max_abs_error": max_abs_error,
         "gelu": gelu,
+        "fraction_bits": result.fraction_bits,
         "embedding": {"mode": embedding, "statement": EMBEDDING[embedding]},
         "revealed": revealed(result),
         "link": {

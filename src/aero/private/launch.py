@@ -39,6 +39,7 @@ class PrivateResult:
     answer: the chosen tokens. logits: what they were chosen from, [tokens, V], if kept.
     answers, all_logits: the same of every prompt of the request, in their order; the first is ``answer``.
     drafted: how many tokens a draft model proposed. prompt_tokens, prefix_tokens: lengths.
+    fraction_bits: with how many the parties computed.
     system_bytes: what the operating system counted on each party's connections since the session's start, or None where
         it does not say.
     counted_bytes, counted_messages: what the account has for the same connections, offline phase and all.
@@ -59,6 +60,7 @@ class PrivateResult:
     prompt_tokens: int
     prefix_tokens: int
     parameters: int
+    fraction_bits: int
     system_bytes: list[int] | None
     counted_bytes: list[int]
     counted_messages: list[int]
@@ -113,7 +115,7 @@ class PrivateSession:
         if self._emulation is not None:
             jobs = [replace(each, parties=self._emulation.seen_by(each.rank)) for each in jobs]
         self.network: dict[str, Any] | None = None
-        self.parameters, self._prefix = 0, len(job.prefix)
+        self.parameters, self.fraction_bits, self._prefix = 0, 0, len(job.prefix)
         self._result: PrivateResult | None = None
         self._busy, self._open = False, True
         self._costs: list[dict[str, list[PartyCost]]] = [{} for _ in jobs]
@@ -257,7 +259,7 @@ class PrivateSession:
             self._counted[rank][0] += sum(cost.bytes for cost in costs)
             self._counted[rank][1] += sum(cost.rounds for cost in costs)
         elif event["kind"] == "model":
-            self.parameters = int(event["parameters"])
+            self.parameters, self.fraction_bits = int(event["parameters"]), int(event["fraction_bits"])
         if rank == CLIENT and self.on_event is not None:
             self.on_event(event)
         return heard
@@ -283,6 +285,7 @@ class PrivateSession:
             prompt_tokens=len(heard.prompt),
             prefix_tokens=self._prefix,
             parameters=self.parameters,
+            fraction_bits=self.fraction_bits,
             system_bytes=known if len(known) == len(self._system) else None,
             counted_bytes=[counted[0] for counted in self._counted],
             counted_messages=[counted[1] for counted in self._counted],

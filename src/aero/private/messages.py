@@ -146,7 +146,7 @@ class Request:
 Event = dict[str, Any]
 """From a party. ``kind`` is one of:
 
-- ``model``: description, parameters. Public facts of the folded model.
+- ``model``: description, parameters, fraction_bits. Public facts of the folded model and of its numbers.
 - ``phase``: name, steps. A phase (weights, prefill, token 3) begins. ``step``: done. So many of its steps are done.
 - ``costs``: phase, costs, system. What the phase cost this party, one entry a step; and what the operating system has
   counted on its connections so far, None where it does not say.

@@ -146,7 +146,8 @@ class Session:
             flat = np.frombuffer(base64.b64decode(public["rotation"]), "<f8")
             table = flat.reshape(2, config.context, config.rotary_size // 2)
         if self.job.rank == CLIENT:
-            self.emit({"kind": "model", "description": config.to_dict(), "parameters": config.parameters})
+            told = {"parameters": config.parameters, "fraction_bits": public["fraction_bits"]}
+            self.emit({"kind": "model", "description": config.to_dict(), **told})
         program = Program(
             config,
             table,

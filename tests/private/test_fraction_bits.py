@@ -1,0 +1,77 @@
+"""``--fraction-bits``: it reaches every party, the document says so, and what cannot be is one sentence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("spu")
+
+from typer.testing import CliRunner
+
+from aero.cli import root
+from aero.cli.emulate import answer_here
+from aero.errors import AeroError
+from aero.private.messages import PartyJob, Request
+from aero.private.modes import Answer
+from aero.private.precision import FINE_FRACTION_BITS
+
+MODEL = "gpt2-tiny:static+bilinear"
+
+
+def aero(*words: object) -> str:
+    """What a command printed; its sentence, where it ends with one."""
+    done = CliRunner().invoke(root, ["private", *(str(word) for word in words)])
+    if isinstance(done.exception, AeroError):
+        return str(done.exception)
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def bench(file: Path, *words: object) -> dict[str, Any]:
+    aero("bench", MODEL, "--protocol", "semi2k-insecure", "--tokens", 8, "--json", file, *words)
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return found
+
+
+def test_a_run_has_the_bits_that_were_asked_for(tmp_path: Path) -> None:
+    """Six bits fewer are an error of truncation tens of times as large."""
+    usual, coarse = bench(tmp_path / "usual.json"), bench(tmp_path / "coarse.json", "--fraction-bits", 16)
+    assert (usual["fraction_bits"], coarse["fraction_bits"]) == (FINE_FRACTION_BITS, 16)
+    assert coarse["max_abs_error"] > 10 * usual["max_abs_error"]
+
+
+@pytest.mark.parametrize("bits", [-1, 0, 27])
+@pytest.mark.parametrize("command", ["bench", "party"])
+def test_bits_that_the_ring_does_not_have(command: str, bits: int) -> None:
+    words = [MODEL] if command == "bench" else ["--rank", 0, "--parties", "a:1,b:3,c:5"]
+    assert aero(command, *words, "--fraction-bits", bits) == f"Fraction bits go from 1 to 26, not {bits}."
+
+
+def test_only_the_models_owner_chooses() -> None:
+    told = aero("party", "--rank", 1, "--parties", "a:1,b:3,c:5", "--fraction-bits", 18)
+    assert told == "The model's owner chooses the fraction bits for all: give --fraction-bits to rank 0 alone."
+
+
+def test_the_owners_party_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs: list[PartyJob] = []
+    monkeypatch.setattr("aero.private.launch.run_party", lambda job, _: jobs.append(job) or [])
+    aero("party", "--rank", 0, "--parties", "a:1,b:3,c:5", "--model", MODEL, "--fraction-bits", 18)
+    aero("party", "--rank", 0, "--parties", "a:1,b:3,c:5", "--model", MODEL)
+    assert [job.fraction_bits for job in jobs] == [18, None]
+
+
+def test_emulation_has_them_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs: list[PartyJob] = []
+
+    def answer(_: str, job: PartyJob, *others: Any, **named: Any) -> Answer:
+        del others, named
+        jobs.append(job)
+        return Answer("emulate", [1], None, None)
+
+    monkeypatch.setattr("aero.private.modes.answer", answer)
+    answer_here("emulate", MODEL, Request(prompt=(1,)), "aby3", "client", "polynomial", (), 18)
+    assert jobs[0].fraction_bits == 18
