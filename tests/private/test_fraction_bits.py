@@ -75,3 +75,29 @@ def test_emulation_has_them_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aero.private.modes.answer", answer)
     answer_here("emulate", MODEL, Request(prompt=(1,)), "aby3", "client", "polynomial", (), 18)
     assert jobs[0].fraction_bits == 18
+
+
+class Letters:
+    """A tokenizer: a token a character."""
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(each) for each in text]
+
+
+def test_an_answer_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``generate`` hands them on, and plaintext has none."""
+    asked: list[int | None] = []
+
+    def run(*_: Any, fraction_bits: int | None, **named: Any) -> None:
+        del named
+        asked.append(fraction_bits)
+        raise AeroError("enough")
+
+    monkeypatch.setattr("aero.cli.private.private_settings", lambda *_: None)
+    monkeypatch.setattr("aero.cli.private.load_tokenizer", lambda _: Letters())
+    monkeypatch.setattr("aero.cli.private.run", run)
+    for words in (["--fraction-bits", 18], []):
+        assert aero("generate", "folder", "--prompt", "x", *words).endswith("enough")
+    assert asked == [18, None]
+    told = aero("generate", "folder", "--prompt", "x", "--mode", "plaintext", "--fraction-bits", 18)
+    assert told == "Mode plaintext computes in double precision: leave out --fraction-bits."
