@@ -2,8 +2,9 @@
 
     python benchmarks/decode.py --model gpt2-small:static+bilinear --protocol aby3 --network lan --json out.json
 
-Random weights of a named shape, a random prompt, all parties as processes on this machine. ``bytes_ratio`` is the
-prompt's pass over the mean later token. First-token time is from the request to the first token, compiling and all.
+Random weights of a named shape, its context lengthened to hold the answer, a random prompt, all parties as processes on
+this machine. ``bytes_ratio`` is the prompt's pass over the mean later token. First-token time is from the request to
+the first token, compiling and all.
 """
 
 from __future__ import annotations
@@ -13,14 +14,20 @@ import shlex
 import statistics
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import torch
 
 from aero import provenance
+from aero.config import ModelConfig
 from aero.eliminate.source import describe
 from aero.files import write_json
+from aero.model import AeroConfig, AeroForCausalLM
+from aero.model.norm import set_static_blend
 from aero.private.account import mean
 from aero.private.launch import PrivateResult, PrivateSession, local_parties
 from aero.private.messages import PartyJob, Request
@@ -46,6 +53,14 @@ def figures(result: PrivateResult) -> dict[str, Any]:
     }
 
 
+def draw(config: ModelConfig, seed: int, folder: str) -> None:
+    """A model with random weights into a folder; its static norms are at the end of their blend."""
+    torch.manual_seed(seed)
+    model = AeroForCausalLM(AeroConfig.of(config))
+    set_static_blend(model.decoder, 1.0)
+    model.save_pretrained(folder)
+
+
 def main(argv: list[str]) -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -60,19 +75,22 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args(argv)
     protocol = protocol_named(arguments.protocol)
-    vocabulary = describe(arguments.model).vocab_size
-    prompt = np.random.default_rng(arguments.seed).integers(0, vocabulary, arguments.tokens).tolist()
+    shape = describe(arguments.model)
+    config = replace(shape, context=max(shape.context, arguments.tokens + arguments.new_tokens))
+    prompt = np.random.default_rng(arguments.seed).integers(0, config.vocab_size, arguments.tokens).tolist()
     job = PartyJob(
         protocol=arguments.protocol,
         parties=local_parties(protocol, None),
         rank=0,
         wait_seconds=300.0,
         embedding=arguments.embedding,
-        weight_seed=arguments.seed,
     )
     request = Request(prompt=tuple(prompt), new_tokens=arguments.new_tokens)
     drafted = Request(prompt=tuple(prompt), new_tokens=arguments.new_tokens, draft=arguments.draft_tokens)
-    with PrivateSession(job, model=arguments.model, network=network_named(arguments.network)) as session:
+    with TemporaryDirectory() as folder:
+        draw(config, arguments.seed, folder)
+        session = PrivateSession(job, model=folder, network=network_named(arguments.network))
+    with session:
         plain = session.ask(request)
 
         def right(tokens: Sequence[int], count: int) -> list[int]:
@@ -88,6 +106,7 @@ def main(argv: list[str]) -> None:
         "machine": provenance.machine(),
         "seed": arguments.seed,
         "model": arguments.model,
+        "context": config.context,
         "parameters": session.parameters,
         "fraction_bits": session.fraction_bits,
         "protocol": arguments.protocol,
