@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from aero import provenance
-from aero.config import spec
+from aero.architecture import spec
 from aero.eliminate import plain
 from aero.eliminate.source import folded
 from aero.files import write_json

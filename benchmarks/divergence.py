@@ -33,7 +33,8 @@ import torch
 from torch import Tensor, nn
 
 from aero import provenance
-from aero.config import LayerConfig, ModelConfig, architecture
+from aero.architecture import architecture
+from aero.config import LayerConfig, ModelConfig
 from aero.eliminate.anneal import Annealing, StaticSchedule
 from aero.files import write_json
 from aero.model import AeroConfig, AeroForCausalLM, StaticNorm, static_norms

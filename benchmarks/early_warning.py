@@ -34,7 +34,8 @@ import torch
 from torch import nn
 
 from aero import provenance
-from aero.config import LayerConfig, ModelConfig, architecture
+from aero.architecture import architecture
+from aero.config import LayerConfig, ModelConfig
 from aero.entropy import EarlyWarning, EntropyRecorder, attach, reachable_entropy
 from aero.files import write_json
 from aero.model import AeroConfig, AeroForCausalLM, set_static_blend
@@ -52,7 +53,7 @@ GRADIENT_SPIKE = 1e3
 
 @dataclass(frozen=True)
 class SetUp:
-    """A row of ``aero.config.architecture``, a learning rate, and the start of the output scaling (None: ours)."""
+    """A row of ``aero.architecture``, a learning rate, and the start of the output scaling (None: ours)."""
 
     row: str
     learning_rate: float

@@ -17,7 +17,8 @@ from torch.nn import functional
 from torch.utils.data import Dataset
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
 
-from aero.config import architecture, shape_named
+from aero.architecture import architecture
+from aero.config import shape_named
 from aero.entropy import EntropyRegularizer, EntropyRegularizerConfig
 from aero.model.decoder import Decoder
 from aero.train.entropy_trainer import EntropyTrainer

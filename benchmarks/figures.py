@@ -22,7 +22,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
-from aero.config import ModelConfig, architecture
+from aero.architecture import architecture
+from aero.config import ModelConfig
 from aero.files import replaced_when_done
 
 RESULTS = Path(__file__).resolve().parent / "results"

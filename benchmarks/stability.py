@@ -2,7 +2,7 @@
 
     python benchmarks/stability.py --rows SM+LN+G,SM+ScFuFFN,SM+ScFuFFN@alpha=1 --steps 500 --json out.json
 
-A row is a name of ``aero.config.architecture`` with changes behind an @, several joined by +: ``alpha=1``, ``beta=1``,
+A row is a name of ``aero.architecture`` with changes behind an @, several joined by +: ``alpha=1``, ``beta=1``,
 ``std=0.02`` (all weights), ``temperature=0.01``, ``final_norm=remove``, ``weight_norm=ffn``, ``spectral_norm=ffn``,
 ``rate=1`` (factor on the learning rate of every layer's linears, in place of the model's own),
 ``entropy=mean`` or ``entropy=per_query_sum`` (the regulariser, lambda 1e-5, gamma 0.2).
@@ -31,7 +31,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from aero.config import SHAPES, Linear, ModelConfig, architecture, architecture_names, shape_named
+from aero.architecture import architecture, architecture_names
+from aero.config import SHAPES, Linear, ModelConfig, shape_named
 from aero.eliminate.anneal import Annealing, StaticSchedule
 from aero.entropy import EntropyRegularizer, EntropyRegularizerConfig, bucket_shares, head_entropy, verdict
 from aero.entropy.regularizer import Reduction

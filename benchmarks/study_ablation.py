@@ -1,8 +1,8 @@
 """Static norms without one of the things that hold them, and what their tokens do meanwhile: the evidence for them.
 
-``study_plan.ABLATIONS`` names what can be left out: ``stray``, the token furthest out in the deviation; ``settle``, its
-late start; ``guard``; ``everything``, stray and guard, which leaves a mean over tokens in the loss and nothing else.
-``aero.model.norm`` says what each is for.
+``study_plan.ABLATIONS`` names what can be left out, beside the scale of the embeddings: ``stray``, the token furthest
+out in the deviation; ``settle``, its late start; ``guard``; ``everything``, stray and guard, which leaves a mean over
+tokens in the loss and nothing else. ``aero.model.norm`` says what each is for.
 """
 
 from __future__ import annotations

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from aero.config import LayerConfig, ModelConfig, architecture, gpt2_small
+from aero.architecture import architecture
+from aero.config import LayerConfig, ModelConfig, gpt2_small
 
 BASELINE = "SM+LN+G"
 ROWS = (
@@ -51,11 +52,11 @@ OTHERS = (
 BEST = (BASELINE, "static+bilinear", "static+bilinear+bounded")
 """The rows that are also trained with longer contexts and deeper."""
 STABLE = ("static+bilinear", "static+bilinear+bounded")
-RATES = (2.5e-4, 5e-4, 1e-3)
+RATES = (5e-4, 1e-3)
 CURE_RATE = 1e-3
 """At which static norms that lack something do not finish."""
-ABLATIONS = ("stray", "settle", "guard", "everything")
-"""What static norms can lack (``study_ablation.py``)."""
+ABLATIONS = ("scale", "stray", "settle", "guard", "everything")
+"""What static norms can lack: the scale of the embeddings, and what ``study_ablation.py`` says."""
 WITHOUT = " without "
 
 
@@ -121,7 +122,7 @@ SCALES = {
 class Run:
     """One training run. ``rate`` is None while the search that decides it is not done.
 
-    row: as in ``aero.config.architecture``; in EReg(...) with the entropy regulariser; "ROW without X" lacks X, one of
+    row: as in ``aero.architecture``; in EReg(...) with the entropy regulariser; "ROW without X" lacks X, one of
         ``ABLATIONS``.
     """
 
@@ -148,6 +149,8 @@ class Run:
         shape = replace(scale.shape, context=self.context, layers=(LayerConfig(),) * self.layers)
         config = architecture(inner[1] if inner else row, shape)
         temperature = any(layer.temperature for layer in config.layers)
+        if self.without == "scale":
+            config = replace(config, embedding_scale=1.0)
         return replace(config, temperature_init=1e-2) if temperature else config
 
     @property

@@ -18,7 +18,8 @@ from typing import Any, cast
 import numpy as np
 
 from aero import provenance
-from aero.config import LayerConfig, architecture
+from aero.architecture import architecture
+from aero.config import LayerConfig
 from aero.eliminate import plain
 from aero.eliminate.source import folded
 from aero.files import write_json

@@ -12,7 +12,8 @@ import torch
 from tests.model.shapes import gpt, llama, scrambled, tokens
 from torch.nn import functional
 
-from aero.config import FeedForward, ModelConfig, architecture
+from aero.architecture import architecture
+from aero.config import FeedForward, ModelConfig
 from aero.eliminate import plain
 from aero.eliminate.anneal import ORIGINS, ActivationSchedule, Annealing, Ramp, StaticSchedule
 from aero.eliminate.fold import fold

@@ -11,7 +11,8 @@ import pytest
 import torch
 from tests.model.shapes import gpt, llama, scrambled, tokens
 
-from aero.config import LayerConfig, ModelConfig, architecture
+from aero.architecture import architecture
+from aero.config import LayerConfig, ModelConfig
 from aero.eliminate.bounds import check_bounds, largest_logits
 from aero.eliminate.convert import average_heads, bound_logits, converted, make_norms_static
 from aero.eliminate.fold import fold
@@ -217,8 +218,11 @@ def test_other_choices_that_the_weights_allow() -> None:
 
 def test_what_cannot_be_converted() -> None:
     decoder = scrambled(gpt())
+    gated = architecture("static+bilinear", replace(gpt(), ffn_width=60), final_norm=True)
+    with pytest.raises(AeroError, match=r"embedding_scale is 1\.0, not 4\.8"):
+        converted(decoder, gated)
     with pytest.raises(AeroError, match=r"no weights for layers\.0\.feedforward\.gate"):
-        converted(decoder, architecture("static+bilinear", replace(gpt(), ffn_width=60), final_norm=True))
+        converted(decoder, replace(gated, embedding_scale=1.0))
     with pytest.raises(AeroError, match="width is 24, not 48"):
         converted(decoder, gpt(width=48))
     with pytest.raises(AeroError, match="it has 2, not 3"):

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from aero.config import LayerConfig, ModelConfig, architecture, architecture_names, gpt2_tiny, llama_tiny
+from aero.architecture import architecture, architecture_names
+from aero.config import LayerConfig, ModelConfig, gpt2_tiny, llama_tiny
 from aero.eliminate.fold import fold
 from aero.eliminate.plain import logits
 from aero.eliminate.private_model import PrivateConfig

@@ -11,7 +11,8 @@ import torch
 from tests.model.shapes import gpt, llama, scrambled, tokens
 from torch import Tensor, nn
 
-from aero.config import POWER_FLOOR, LayerConfig, ModelConfig, architecture
+from aero.architecture import architecture
+from aero.config import POWER_FLOOR, LayerConfig, ModelConfig
 from aero.model import AeroConfig, AeroForCausalLM, Cache, Decoder, learning_rate_factors, logits, power, undecayed
 from aero.model.attention import Attention, causal_average
 from aero.model.logits import PENALTY_FROM, PENALTY_STRENGTH, logit_excess
@@ -110,6 +111,14 @@ def test_the_floor_bounds_the_derivative(exponent: int) -> None:
     assert max(slopes) > largest / 40
 
 
+def charge(size: Any, bound: float) -> Any:
+    """For one logit: e^2 + e^4 up to the bound, from there on the tangent."""
+    excess, most = size - PENALTY_FROM * bound, bound - PENALTY_FROM * bound
+    if size <= bound:
+        return excess**2 + excess**4
+    return most**2 + most**4 + (2 * most + 4 * most**3) * (size - bound)
+
+
 @pytest.mark.parametrize("block", [1, 2**22])
 @pytest.mark.parametrize("shifted", [False, True])
 def test_logits_near_the_bound_are_charged(block: int, shifted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,8 +135,7 @@ def test_logits_near_the_bound_are_charged(block: int, shifted: bool, monkeypatc
                     x = leaves[0][batch, head, i] @ leaves[1][batch, head // 2, j] + (leaves[2][head] if shifted else 0)
                     tops[head] = max(tops[head], abs(x.detach()))
                     if abs(x) > PENALTY_FROM * bound:
-                        excess = abs(x) - PENALTY_FROM * bound
-                        expected = expected + (excess**2 + excess**4) / (2 * 4)
+                        expected = expected + charge(abs(x), bound) / (2 * 4)
     torch.testing.assert_close(penalty, expected)
     torch.testing.assert_close(largest, tops)
     used = leaves[:2] + ([leaves[2]] if shifted else [])
@@ -165,7 +173,7 @@ def test_logits_above_the_diagonal_cost_nothing() -> None:
     penalty, largest = logit_excess(q[:, :, :2], k[:, :, :2], offset=None, bound=8.0)
     assert (penalty.item(), largest.tolist()) == (0.0, [0.0])
     penalty, largest = logit_excess(q, k, offset=None, bound=8.0)
-    assert (penalty.item(), largest.tolist()) == (pytest.approx(((100 - 4.8) ** 2 + (100 - 4.8) ** 4) / 3), [100.0])
+    assert (penalty.item(), largest.tolist()) == (pytest.approx(charge(100.0, 8.0) / 3), [100.0])
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from aero.config import AttentionKind, LayerConfig, ModelConfig, architecture
+from aero.architecture import architecture
+from aero.config import AttentionKind, LayerConfig, ModelConfig
 from aero.eliminate.bounds import check_bounds, largest_logits
 from aero.errors import AeroError
 from aero.model import Decoder, set_static_blend, undecayed

@@ -11,7 +11,8 @@ import pytest
 import torch
 from tests.model.shapes import gpt, llama, scramble, scrambled, tokens
 
-from aero.config import LayerConfig, ModelConfig, architecture
+from aero.architecture import architecture
+from aero.config import LayerConfig, ModelConfig
 from aero.model import Cache, Decoder, undecayed
 from aero.model.attention import Attention
 from aero.model.feedforward import Quad

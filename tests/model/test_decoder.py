@@ -12,7 +12,8 @@ import torch
 from tests.model.shapes import effective_weights, gpt, llama, scrambled, tokens
 from tests.reference.decoder import decoder_logits
 
-from aero.config import FeedForward, LayerConfig, ModelConfig, Norm, architecture, architecture_names
+from aero.architecture import architecture, architecture_names
+from aero.config import FeedForward, LayerConfig, ModelConfig, Norm
 from aero.errors import AeroError
 from aero.model import Cache, Decoder, set_static_blend, undecayed
 

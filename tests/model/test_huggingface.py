@@ -22,7 +22,8 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from aero.config import LayerConfig, ModelConfig, architecture
+from aero.architecture import architecture
+from aero.config import LayerConfig, ModelConfig
 from aero.errors import AeroError
 from aero.model import AeroConfig, AeroForCausalLM, load_pretrained, set_static_blend
 

@@ -12,7 +12,8 @@ from tests.model.shapes import gpt
 from torch import Tensor
 from torch.nn import functional
 
-from aero.config import ModelConfig, architecture, architecture_names
+from aero.architecture import architecture, architecture_names
+from aero.config import ModelConfig
 from aero.model import Decoder, default_alpha, learning_rate_factors, undecayed
 from aero.model.norm import static_norms
 

@@ -11,7 +11,8 @@ from tests.model.shapes import gpt, scrambled, tokens
 from torch import Tensor
 from torch.nn import functional
 
-from aero.config import LayerConfig, architecture
+from aero.architecture import architecture
+from aero.config import LayerConfig
 from aero.model import Decoder, StaticNorm, set_static_blend, static_deviation, static_norms
 from aero.model.norm import GUARD, MOMENTUM, STRAY, make_norm
 

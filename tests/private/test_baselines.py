@@ -12,7 +12,7 @@ pytest.importorskip("spu")
 import spu.utils.simulation as simulation
 from tests.eliminate.test_fold import disturbed, small
 
-from aero.config import architecture
+from aero.architecture import architecture
 from aero.eliminate import plain
 from aero.eliminate.fold import fold
 from aero.private.engine import runtime_config

@@ -11,7 +11,7 @@ pytest.importorskip("jax")
 
 from tests.eliminate.test_fold import disturbed, small
 
-from aero.config import architecture
+from aero.architecture import architecture
 from aero.eliminate import plain
 from aero.eliminate.fold import fold
 from aero.private.blocks import TRAILING, Blocks

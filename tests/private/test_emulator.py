@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.eliminate.test_fold import disturbed, small
 
-from aero.config import architecture
+from aero.architecture import architecture
 from aero.eliminate import plain
 from aero.eliminate.fold import fold
 from aero.private import nonlinear, program, softmax

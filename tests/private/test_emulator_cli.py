@@ -16,8 +16,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
+from aero.architecture import architecture
 from aero.cli import root
-from aero.config import ModelConfig, architecture
+from aero.config import ModelConfig
 from aero.eliminate import plain
 from aero.eliminate.fold import fold
 from aero.eliminate.source import folded

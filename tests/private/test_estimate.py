@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from tests.private.rehearsal import Rehearsal
 
-from aero.config import architecture_names
+from aero.architecture import architecture_names
 from aero.eliminate.outline import outline
 from aero.eliminate.source import describe, folded
 from aero.errors import AeroError

@@ -20,7 +20,8 @@ pytest.importorskip("spu")
 import spu.utils.simulation as simulation
 from tests.eliminate.test_fold import small
 
-from aero.config import POWER_FLOOR, GeluForm, architecture, architecture_names
+from aero.architecture import architecture, architecture_names
+from aero.config import POWER_FLOOR, GeluForm
 from aero.eliminate.fold import fold
 from aero.model.decoder import Decoder
 from aero.model.norm import set_static_blend

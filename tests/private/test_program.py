@@ -12,7 +12,8 @@ pytest.importorskip("jax")
 
 from tests.eliminate.test_fold import disturbed, small
 
-from aero.config import ModelConfig, architecture
+from aero.architecture import architecture
+from aero.config import ModelConfig
 from aero.eliminate import plain
 from aero.eliminate.fold import fold
 from aero.private.program import WORKING, Program, freed, run_plain

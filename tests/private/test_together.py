@@ -15,8 +15,9 @@ pytest.importorskip("spu")
 import jax.numpy as jnp
 from numpy.typing import NDArray
 
+from aero.architecture import architecture
 from aero.cli.prompts import prompt_texts
-from aero.config import architecture, gpt2_tiny
+from aero.config import gpt2_tiny
 from aero.eliminate import plain
 from aero.eliminate.outline import outline
 from aero.eliminate.private_model import PrivateModel

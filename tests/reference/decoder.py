@@ -28,6 +28,7 @@ def decoder_logits(
     stream = np.stack([weights["embedding.weight"][token] for token in tokens])
     if config.positions == "learned":
         stream = stream + weights["positions.weight"][: len(tokens)]
+    stream = stream * config.embedding_scale
     entropies = []
     for index, layer in enumerate(config.layers):
         own = {name.split(".", 2)[2]: value for name, value in weights.items() if name.startswith(f"layers.{index}.")}

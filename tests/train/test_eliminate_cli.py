@@ -13,8 +13,9 @@ import pytest
 from tests.train.conftest import module
 from typer.testing import CliRunner
 
+from aero.architecture import architecture
 from aero.cli import eliminate
-from aero.config import LayerConfig, ModelConfig, architecture
+from aero.config import LayerConfig, ModelConfig
 from aero.eliminate.fold import fold
 from aero.eliminate.outline import outline
 from aero.eliminate.plain import logits

@@ -18,9 +18,10 @@ from tests.train.conftest import module
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM
 from typer.testing import CliRunner
 
+from aero.architecture import architecture
 from aero.cli import entropy as entropy_command
 from aero.cli.heatmap import LiveHeatMap
-from aero.config import LayerConfig, ModelConfig, architecture
+from aero.config import LayerConfig, ModelConfig
 from aero.entropy import EntropyRecord, reachable_entropy
 from aero.errors import AeroError
 from aero.train.recipes import EntropySettings, Recipe

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from aero.config import architecture_names
+from aero.architecture import architecture_names
 from aero.eliminate.anneal import Ramp, StaticSchedule
 from aero.errors import AeroError
 from aero.train.recipes import RECIPES, DistillSettings, demo_aero, demo_baseline, demo_softmax_only, named, row_recipe

@@ -10,7 +10,8 @@ from tests.model.shapes import gpt, llama
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from aero.config import LayerConfig, ModelConfig, architecture
+from aero.architecture import architecture
+from aero.config import LayerConfig, ModelConfig
 from aero.model import Decoder
 from aero.train import throughput
 from aero.train.throughput import operations_per_token, utilisation

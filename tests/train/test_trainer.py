@@ -12,7 +12,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from aero.config import LayerConfig, ModelConfig, architecture
+from aero.architecture import architecture
+from aero.config import LayerConfig, ModelConfig
 from aero.eliminate.anneal import StaticSchedule
 from aero.entropy import EntropyRegularizer, EntropyRegularizerConfig, attach
 from aero.errors import AeroError

@@ -37,7 +37,8 @@ def converted(decoder: Decoder, config: ModelConfig) -> Decoder:
     norms start at a blend of 0, where they are the ordinary norms they replace.
     Raises AeroError for another shape, and for choices that need weights which the model does not have.
     """
-    for name in ("vocab_size", "context", "width", "heads", "kv_heads", "head_size", "ffn_width", "positions"):
+    kept_names = ("vocab_size", "context", "width", "heads", "kv_heads", "head_size", "ffn_width", "positions")
+    for name in (*kept_names, "embedding_scale"):
         if getattr(config, name) != getattr(decoder.config, name):
             raise AeroError(
                 f"A conversion keeps the shape of a model: {name} is {getattr(decoder.config, name)}, not "

@@ -67,15 +67,17 @@ class _Folding:
         self.weights: dict[str, Array] = {}
         self.biased: list[str] = []
         self.layers: list[PrivateLayer] = []
-        self.stream = float(_array(decoder.embedding.weight).std()) or 1.0
+        scale = decoder.config.embedding_scale
+        self.stream = scale * float(_array(decoder.embedding.weight).std()) or 1.0
         """c: the true stream is c times the one that the folded model carries. It starts where embedded tokens have
         unit size: fixed point has no exponent, and a stream of small numbers would lose its leading bits."""
 
     def run(self) -> PrivateModel:
         config = self.config
-        self.weights["embedding"] = _array(self.decoder.embedding.weight) / self.stream
+        size = config.embedding_scale / self.stream
+        self.weights["embedding"] = size * _array(self.decoder.embedding.weight)
         if self.decoder.positions is not None:
-            self.weights["positions"] = _array(self.decoder.positions.weight) / self.stream
+            self.weights["positions"] = size * _array(self.decoder.positions.weight)
         for index, layer in enumerate(self.decoder.blocks()):
             self._layer(f"layers.{index}", layer)
         final = self._read("final_norm", self.decoder.final_norm)

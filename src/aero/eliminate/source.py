@@ -7,7 +7,8 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aero.config import SHAPES, ModelConfig, spec
+from aero.architecture import spec
+from aero.config import SHAPES, ModelConfig
 from aero.eliminate.private_model import PrivateModel
 from aero.errors import AeroError
 

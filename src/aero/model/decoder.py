@@ -135,7 +135,8 @@ class Decoder(nn.Module):
     ) -> DecoderOutput:
         """Logits of the next token at every position.
 
-        tokens [B, T] integers, or embeddings [B, T, d] in their place (positions are added either way).
+        tokens [B, T] integers, or embeddings [B, T, d] in their place (positions are added and the configuration's
+            ``embedding_scale`` applied either way).
         cache: keys and values of the tokens before these; extended in place.
         start: position of the first token; None means the length of the cache, or 0 without one.
         with_entropy: also return every head's attention entropy per query.
@@ -159,6 +160,8 @@ class Decoder(nn.Module):
             x = x + self.positions.weight[first : first + length]
         else:
             turn = rotation(first, length, size=self.config.rotary_size, base=self.config.rotary_base, like=x)
+        if self.config.embedding_scale != 1.0:
+            x = x * self.config.embedding_scale
         heads: list[Heads] = []
         states: list[Tensor] = []
         for layer in self.layers:

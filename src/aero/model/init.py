@@ -2,8 +2,15 @@
 
 Every model starts as GPT-2 does: N(0, init_std), biases 0, and the matrices that write to the residual stream smaller
 by sqrt(2 L) for L layers. Norms start at 1. In shaped layers (arXiv 2311.01906) queries start at 0 and a value
-projection at the identity, so that attention starts as the identity. Three things are particular to layers without a
-norm:
+projection at the identity, so that attention starts as the identity.
+
+Models with static norms scale their embeddings by sqrt(d) (``ModelConfig.embedding_scale``). Embeddings of N(0, 0.02)
+alone make a stream that the first attention layer outgrows, and most where it averages over the fewest tokens: the
+first token of a text sees itself alone and leaves that layer several times the size of the others, ten times after
+twenty steps. A norm divides that away; where norms are to become constants it is what breaks them (docs/training.md).
+A stream that starts near 1 is one that every branch adds little to, the same for all tokens.
+
+Three things are particular to layers without a norm:
 
 - They keep that small start. Setting each matrix to keep the scale of what it reads (standard deviation 1/sqrt(d))
   looks better founded and is worse: with nothing to divide by, the gains of L layers multiply, and a softmax-only model

@@ -59,11 +59,13 @@ def logit_excess(q: Tensor, k: Tensor, *, offset: Tensor | None, bound: float) -
     Returns the penalty and the largest |x| of every head, [H], detached. The penalty is e^2 + e^4 of every excess
     e = max(0, |x| - PENALTY_FROM * bound), summed over heads and keys and averaged over batch and queries. Summed over
     keys: one logit that strays costs the same in a long row and in a short one. The fourth power is for the few that
-    stray far, which an average over queries hardly sees, and one of which is enough to spoil an answer.
+    stray far, which an average over queries hardly sees, and one of which is enough to spoil an answer. Beyond the
+    bound the penalty goes on as a straight line: in the first steps logits can be a hundred times too large, and the
+    slope of a fourth power there, 1e7, leaves nothing of the gradient's other parts once it is clipped.
     """
     penalty, largest = q.new_zeros((), dtype=torch.promote_types(q.dtype, torch.float32)), None
     for rows, seen, first in causal_blocks(q, k, BLOCK_SCORES * (GPU_BLOCKS if q.is_cuda else 1)):
-        part = (q[:, :, rows], k[:, :, seen], offset, PENALTY_FROM * bound, first)
+        part = (q[:, :, rows], k[:, :, seen], offset, bound, first)
         if torch.is_grad_enabled():
             excess, top = checkpoint(_excess, *part, use_reentrant=False, preserve_rng_state=False)
         else:
@@ -74,10 +76,13 @@ def logit_excess(q: Tensor, k: Tensor, *, offset: Tensor | None, bound: float) -
     return penalty / (q.shape[0] * q.shape[2]), largest
 
 
-def _excess(q: Tensor, k: Tensor, offset: Tensor | None, threshold: float, first: int) -> tuple[Tensor, Tensor]:
+def _excess(q: Tensor, k: Tensor, offset: Tensor | None, bound: float, first: int) -> tuple[Tensor, Tensor]:
     scores, hidden = causal_scores(q, k, first)
     if offset is not None:
         scores = scores + offset[:, None, None].to(scores.dtype)
     size = scores.abs().masked_fill(hidden, 0.0)
-    squares = (size - threshold).clamp(min=0.0).square()
-    return (squares + squares.square()).sum(), size.detach().amax((0, 2, 3))
+    most = (1 - PENALTY_FROM) * bound
+    excess = (size - PENALTY_FROM * bound).clamp(min=0.0)
+    squares = excess.clamp(max=most).square()
+    beyond = (excess - most).clamp(min=0.0) * (2 * most + 4 * most**3)
+    return (squares + squares.square() + beyond).sum(), size.detach().amax((0, 2, 3))

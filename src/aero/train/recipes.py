@@ -10,7 +10,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
-from aero.config import LayerConfig, ModelConfig, architecture, shape_named
+from aero.architecture import architecture
+from aero.config import LayerConfig, ModelConfig, shape_named
 from aero.eliminate.anneal import ActivationSchedule, Annealing, Ramp, StaticSchedule
 from aero.errors import AeroError
 
@@ -260,7 +261,7 @@ def small_simplified_parallel() -> Recipe:
 def row_recipe(row: str, size: Size) -> Recipe:
     """The recipe of a row of the architecture table: all rows of a size differ in architecture alone.
 
-    row: as ``aero.config.architecture`` takes it, or one inside ``EReg(...)`` for the entropy regulariser as well.
+    row: as ``aero.architecture`` takes it, or one inside ``EReg(...)`` for the entropy regulariser as well.
     size: ``demo`` is 4 layers 192 wide and 614 thousand tokens, minutes on a CPU; ``code`` is 8 layers 288 wide with
         8,192 tokens, sequences of 256, and 197 million tokens in batches of 256 sequences, minutes on a GPU, saved in
         bfloat16; ``small`` is GPT-2's 12 layers 768 wide with 32,768 tokens, sequences of 128, and 85 million tokens in
