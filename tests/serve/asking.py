@@ -14,9 +14,9 @@ from tests.serve.conftest import Deployment, children, wait_until
 class Asked(threading.Thread):
     """A streamed request in the background: the text so far, then how it ended."""
 
-    def __init__(self, url: str, *, new_tokens: int = 60, timeout: float = 120.0) -> None:
+    def __init__(self, url: str, *, prompt: str = "Hello", new_tokens: int = 60, timeout: float = 120.0) -> None:
         super().__init__(daemon=True)
-        self._url, self._new_tokens, self._timeout = url, new_tokens, timeout
+        self._url, self._prompt, self._new_tokens, self._timeout = url, prompt, new_tokens, timeout
         self.pieces, self.text = 0, ""
         self.error: str | None = None
         self.finished = False
@@ -27,7 +27,8 @@ class Asked(threading.Thread):
         try:
             with urllib.request.urlopen(f"{self._url}/v1/models", timeout=30) as answer:
                 model = json.load(answer)["data"][0]["id"]
-            body = {"model": model, "prompt": "Hello", "max_tokens": self._new_tokens, "temperature": 0, "stream": True}
+            asked = {"model": model, "prompt": self._prompt, "max_tokens": self._new_tokens}
+            body = {**asked, "temperature": 0, "stream": True}
             request = urllib.request.Request(f"{self._url}/v1/completions", json.dumps(body).encode())
             request.add_header("Content-Type", "application/json")
             with urllib.request.urlopen(request, timeout=self._timeout) as answer:

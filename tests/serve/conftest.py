@@ -88,7 +88,7 @@ class Deployment:
         return (self.home / f"{role}.log").read_text()
 
     def start(self, role: str, *arguments: str) -> subprocess.Popen[bytes]:
-        """Run ``aero`` with the arguments, as the role's process, with its log in a file."""
+        """Run ``aero`` with the arguments, as the role's process, with its log in a file of the folder it runs in."""
         with (self.home / f"{role}.log").open("ab") as log:
             process = subprocess.Popen(
                 [*self.before.get(role, ()), *AERO, *arguments],
@@ -96,17 +96,23 @@ class Deployment:
                 stderr=log,
                 stdin=subprocess.DEVNULL,
                 env=self._environment(),
+                cwd=self.home,
             )
         self.processes[role] = process
         return process
 
     def serve(self) -> None:
         """Start the servers and wait until they listen."""
-        if "helper" in self.roles:
-            self.start("helper", "party", "run", "--config", str(self.config("helper")))
-        self.start("model", "serve", MODEL, "--config", str(self.config("model")))
-        for role in list(self.processes):
+        servers = ("helper", "model") if "helper" in self.roles else ("model",)
+        for role in servers:
+            self.start_server(role)
+        for role in servers:
             self.wait_for(role, '"listening"')
+
+    def start_server(self, role: str) -> None:
+        """Start the model owner's or the helper's server."""
+        command = ("party", "run") if role == "helper" else ("serve", MODEL)
+        self.start(role, *command, "--config", str(self.config(role)))
 
     def wait_for(self, role: str, words: str, seconds: float = 60.0, count: int = 1) -> None:
         """Wait until a log holds the words so many times."""

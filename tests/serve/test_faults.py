@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("spu")
 
 from tests.serve.asking import Asked, answered, check_end
-from tests.serve.conftest import MODEL, Deployment, alive, children, make_tokenizer, wait_until
+from tests.serve.conftest import Deployment, alive, children, make_tokenizer, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -74,10 +74,7 @@ def test_a_server_that_dies_is_named_and_takes_its_party_with_it(running: tuple[
     assert again.error is not None
     assert "does not answer" in again.error or "refused" in again.error
     listening = made.log(role).count('"listening"')
-    if role == "helper":
-        made.start("helper", "party", "run", "--config", str(made.config("helper")))
-    else:
-        made.start("model", "serve", MODEL, "--config", str(made.config("model")))
+    made.start_server(role)
     made.wait_for(role, '"listening"', count=listening + 1)
     answered(url)
 

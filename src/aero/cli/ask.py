@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import resource
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,12 +67,12 @@ async def _converse(
     config: Path, prompts: Iterator[str], new_tokens: int, temperature: float, seed: int, stop: list[str]
 ) -> None:
     need_serve()
-    # A core dump would hold the prompt.
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    from aero.private.dumps import forbid_dumps
     from aero.private.messages import Choice, Request
     from aero.serve.client import PrivateClient
     from aero.serve.text import Tokenizer
 
+    forbid_dumps()
     client = PrivateClient(config)
     tokenizer = Tokenizer(config.parent / client.settings.tokenizer)
     console = Console(stderr=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import ipaddress
-import resource
 from pathlib import Path
 from typing import Annotated
 
@@ -34,6 +33,7 @@ def command(
     if importlib.util.find_spec("gmalg") is None or importlib.util.find_spec("uvicorn") is None:
         raise AeroError("The dealer's libraries are missing; install AERO anew, or run make setup.")
     from aero.private.dealer.serve import Tls, serve
+    from aero.private.dumps import forbid_dumps
 
     if (certificate is None) != (certificate_key is None):
         raise AeroError("TLS needs both --certificate and --certificate-key.")
@@ -50,8 +50,7 @@ def command(
         print(public_key, end="", flush=True)
         Console(stderr=True).print(f"dealer: listening on {host}:{port}{'' if tls is None else ' (TLS)'}")
 
-    # A core dump would hold the secret key and the parties' seeds.
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    forbid_dumps()
     serve(host, port, tls=tls, ready=ready)
 
 

@@ -11,7 +11,6 @@ import fcntl
 import json
 import mmap
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ import numpy as np
 
 from aero.eliminate.private_model import Array, PrivateConfig, PrivateModel
 from aero.errors import AeroError
+from aero.private.dumps import forbid_dumps
 from aero.private.processes import absolute
 
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
@@ -98,8 +98,7 @@ def read(memory: int) -> PrivateModel:
 
 def main() -> None:
     """Load and fold what standard input names; exit code 2 with one sentence on standard output if it cannot be."""
-    # A core dump would hold the weights.
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    forbid_dumps()
     job = json.loads(sys.stdin.readline())
     from aero.eliminate.source import folded
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
 import signal
 import sys
@@ -12,6 +11,7 @@ import tempfile
 import threading
 
 from aero.errors import AeroError
+from aero.private.dumps import forbid_dumps
 from aero.private.inbox import Inbox
 from aero.private.messages import Event, PartyJob
 from aero.private.protocols import CLIENT
@@ -41,8 +41,7 @@ def no_room(folder: str, who: str) -> str | None:
 
 def main() -> None:
     """Run the job on standard input; exit code 0, or 2 with an ``error`` event."""
-    # A core dump would hold shares and weights.
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    forbid_dumps()
     session: Session | None = None
     folder = ""
 

@@ -10,7 +10,6 @@ import asyncio
 import json
 import logging
 import os
-import resource
 import signal
 import socket
 import sys
@@ -20,6 +19,7 @@ from pathlib import Path
 import uvicorn
 
 from aero.errors import AeroError
+from aero.private.dumps import forbid_dumps
 from aero.serve.desk import Desk
 from aero.serve.endpoint import Endpoint
 from aero.serve.metrics import Metrics
@@ -91,15 +91,15 @@ async def serve(server: Server) -> None:
 
 
 def run(server: Server) -> None:
-    """``serve`` in a fresh event loop, without core dumps: they would hold what passes through."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    """``serve`` in a fresh event loop, without dumps: they would hold what passes through."""
+    forbid_dumps()
     start_log()
     asyncio.run(serve(server))
 
 
 def offer(config: Path, port: int) -> None:
     """The client's endpoint on 127.0.0.1, until a signal ends it. Raises AeroError if no session can be had."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    forbid_dumps()
     start_log()
     asyncio.run(_offer(config, port))
 

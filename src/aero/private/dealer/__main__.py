@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 import threading
 
 from aero.errors import AeroError
 from aero.private.dealer.serve import serve
+from aero.private.dumps import forbid_dumps
 
 
 def _ready(port: int, public_key: str) -> None:
@@ -23,8 +23,7 @@ def _end_with_launcher() -> None:
 
 def main() -> None:
     """Serve on a free port of the loopback interface; the port and the public key go to standard output."""
-    # A core dump would hold seeds.
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    forbid_dumps()
     threading.Thread(target=_end_with_launcher, daemon=True).start()
     try:
         serve("127.0.0.1", 0, ready=_ready)

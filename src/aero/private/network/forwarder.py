@@ -26,6 +26,8 @@ from contextlib import suppress
 from time import monotonic
 from typing import Any
 
+from aero.private.dumps import forbid_dumps
+
 AHEAD = 1e-3
 """Seconds that a lane's clock may run ahead of now before its connections are left unread."""
 
@@ -217,6 +219,7 @@ class Forwarder:
 
 def main() -> None:
     """Read the job, tell the ports, forward, report."""
+    forbid_dumps()
     # A late wake-up is a longer link: timers without slack, and before the parties where the system allows it.
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_TIMER_SLACK, 1, 0, 0, 0)
