@@ -49,6 +49,7 @@ def refused(done: subprocess.CompletedProcess[str], words: str) -> None:
         (["bench", "gpt2-tiny", "--tokens", "129"], "context is 128"),
         (["bench", "gpt2-tiny", "--embedding", "public"], "Unknown embedding"),
         (["bench", "gpt2-tiny", "--gelu", "erf"], "Unknown form of GELU 'erf'"),
+        (["bench", "gpt2-tiny", "--fraction-bits", "27"], "go from 1 to 26, not 27"),
         (["generate", "gpt2-tiny", "--prompt", "x"], "no tokenizer"),
         (["bench", "gpt2-tiny", "--tokens", "4", "--prompts", "65"], "At most 64 prompts"),
         (["party", "--rank", "0", "--parties", "127.0.0.1:1000"], "3 parties"),
