@@ -38,6 +38,20 @@ from aero.private.ring import FRACTION_BITS, compute_with
 MESSAGE_TIMEOUT = 24 * 3600.0
 """Seconds the link waits for a message. Long on purpose: a lost party is noticed by ``watch``, not by a slow step."""
 
+MESSAGES_UNDER_WAY = 3
+"""How many messages a party may have sent to another that the other has not taken yet.
+
+When a connection breaks, the engine sends again what was under way, and each message that waits for that holds one of
+its eight workers; the new connection needs a worker as well. With its own ten messages, and ten of the other's to
+acknowledge, none may be left: then nothing is sent any more until the engine gives up and ends the party.
+"""
+
+LONGEST_MESSAGE = 64 * 2**20
+"""Bytes above which the engine sends a message in parts, of which each would hold a worker."""
+
+RESEND_INTERVAL, RESEND_SECONDS = 0.1, 600.0
+"""After how long a message is sent again, and for how long that goes on until the engine ends the party."""
+
 _LINK = re.compile(r"Link details: total send bytes (\d+), recv bytes (\d+), send actions (\d+), recv actions (\d+)")
 _Key = tuple[Callable[..., Any], tuple[tuple[int, ...], ...]]
 Shapes = dict[str, tuple[int, ...]]
@@ -68,8 +82,8 @@ class Engine:
         self.protocol, self.rank, self.world = protocol, rank, len(addresses)
         self._folder = tempfile.TemporaryDirectory(prefix="aero-party-")
         self._log = Path(self._folder.name) / "engine.log"
-        _log_to(str(self._log))
-        self._link = _connect(rank, addresses, connect_seconds)
+        log_to(str(self._log))
+        self._link = connect(rank, addresses, connect_seconds)
         self._threads, self._dealer = threads, dealer
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._opened: dict[tuple[int, ...], str] = {}
@@ -274,7 +288,8 @@ def _exercise(x: jax.Array, weight: jax.Array) -> jax.Array:
     return jnp.maximum(y * y, 0.0)
 
 
-def _log_to(path: str) -> None:
+def log_to(path: str) -> None:
+    """Let the engine write its log there alone."""
     options = libspu.logging.LogOptions()
     options.enable_console_logger = False
     options.system_log_path = path
@@ -285,7 +300,7 @@ def _log_to(path: str) -> None:
 
 def opened_messages(protocol: Protocol, shape: tuple[int, ...]) -> list[int]:
     """Bytes of each message by which one party hands on its share of a value of that shape, as ``open_to`` does."""
-    _log_to(os.devnull)
+    log_to(os.devnull)
     config = runtime_config(replace(protocol, dealer=False), 1)
     io = spu.Io(len(protocol.roles), config)
     share = io.make_shares(np.zeros(shape, np.float32), libspu.Visibility.VIS_SECRET)[0]
@@ -317,12 +332,18 @@ def identity(function: Callable[..., Any]) -> Any:
     return function if inner is None else (inner, tuple(sorted(function.keywords.items())))  # type: ignore[attr-defined]
 
 
-def _connect(rank: int, addresses: Sequence[str], connect_seconds: float) -> Any:
+def connect(rank: int, addresses: Sequence[str], connect_seconds: float) -> Any:
+    """The engine's link to the parties at ``addresses``, of which ``rank`` is this one's own."""
     description = libspu.link.Desc()
     description.recv_timeout_ms = int(MESSAGE_TIMEOUT * 1000)
     description.http_timeout_ms = int(MESSAGE_TIMEOUT * 1000)
     description.connect_retry_interval_ms = 200
     description.connect_retry_times = max(1, int(connect_seconds * 5))
+    description.throttle_window_size = MESSAGES_UNDER_WAY
+    description.http_max_payload_size = LONGEST_MESSAGE
+    description.retry_opts.retry_interval_ms = int(RESEND_INTERVAL * 1000)
+    description.retry_opts.retry_interval_incr_ms = 0
+    description.retry_opts.max_retry = round(RESEND_SECONDS / RESEND_INTERVAL)
     for index, address in enumerate(addresses):
         description.add_party(f"party {index}", address)
     return libspu.link.create_brpc(description, rank)
