@@ -20,6 +20,13 @@ from aero.errors import AeroError
 from aero.private.messages import Event, PartyJob
 from aero.private.protocols import Protocol, protocol_named
 
+ARENAS = "2"
+"""Heaps among which the C library spreads a party's threads, unless the environment says otherwise.
+
+By itself it makes up to eight a core, and every one keeps what the engine's threads once held in it: a party grew by
+0.9 MiB a request until, after some twenty requests, all had held the most they ever do.
+"""
+
 
 class PartyGoneError(AeroError):
     """A party noticed that another one is gone, and nothing is known here of why."""
@@ -53,6 +60,7 @@ class Processes:
 
     def _start(self, index: int, job: PartyJob) -> None:
         environment = {
+            "MALLOC_ARENA_MAX": ARENAS,
             **os.environ,
             "JAX_PLATFORMS": "cpu",
             "TOKENIZERS_PARALLELISM": "false",
