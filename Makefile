@@ -13,7 +13,7 @@ help: ## list the targets
 setup: ## build the environment in .venv (skipped when up to date; PYTHON=... names the interpreter)
 	@PYTHON='$(PYTHON)' sh scripts/setup.sh
 
-demo: setup ## set up, then train, generate privately and write report.html (ARGS=... goes to aero demo)
+demo: setup ## set up, then let two models answer privately and write report.html (ARGS=... goes to aero demo)
 	@$(BIN)/aero demo $(ARGS)
 
 test: setup ## set up, then run the tests (ARGS=... goes to pytest, e.g. ARGS='-m slow')

@@ -1,7 +1,8 @@
-"""``aero demo``: the whole road on this machine, from the text at hand to a private answer, for two models."""
+"""``aero demo``: two models answer a prompt privately; with ``--train`` the whole road, from the text at hand."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,63 +22,107 @@ if TYPE_CHECKING:
 
 SAMPLE = 'def load(path):\n    """Read a file."""\n    with open(path) as file:\n'
 NOTHING = "nothing: this phase follows the prompt"
+ROWS = (("SM+LN+G", "baseline"), ("static+bilinear", "AERO"))
+"""Row and label of the two models."""
 DEALT = "what goes between the dealer and the model owner; its time is in the online seconds"
 
 
+@dataclass(frozen=True)
+class Trained:
+    """A model of the demo: its folder, the row and the label that it is shown under, and how its training went."""
+
+    folder: Path
+    row: str
+    label: str
+    result: TrainingResult
+
+
 def command(
-    out: Annotated[Path, typer.Option(help="Folder for the corpus and the models; used again by the next run.")] = Path(
-        "runs/demo"
-    ),
+    train: Annotated[
+        bool, typer.Option("--train", help="Train two smaller models here first, in place of the shipped ones.")
+    ] = False,
+    out: Annotated[
+        Path, typer.Option(help="With --train: folder for the corpus and the models; used again by the next run.")
+    ] = Path("runs/demo"),
     protocol: Annotated[str, typer.Option(help="aby3, cheetah or semi2k-insecure.")] = "aby3",
     prompt: Annotated[str | None, typer.Option(help="Your own prompt; it stays out of the report.")] = None,
     new_tokens: Annotated[int, typer.Option(min=2, help="Tokens to generate privately with each model.")] = 12,
-    steps: Annotated[int | None, typer.Option(min=20, help="Training steps in place of the recipes'.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the corpus and of both models.")] = 0,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Build the corpus and train again.")] = False,
+    steps: Annotated[int | None, typer.Option(min=20, help="With --train: steps in place of the recipes'.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="With --train: of the corpus and of both models.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="With --train: build the corpus and train again.")] = False,
     json_file: Annotated[Path, typer.Option("--json", help="Where to write the figures.")] = Path("report.json"),
     html_file: Annotated[Path, typer.Option("--html", help="Where to write the page with plots.")] = Path(
         "report.html"
     ),
 ) -> None:
-    """Text, two trained models, and a private answer from each: what it costs, and what removing nonlinearities saves.
+    """A private answer from each of two models: what it costs, and what removing nonlinearities saves.
 
-    The baseline keeps LayerNorm and GELU; AERO's model has neither. Both see the same text for the same number
-    of steps.
+    The baseline keeps LayerNorm and GELU; AERO's model has neither. Both have ten million parameters and saw the same
+    Python source for the same number of steps. With --train two smaller ones learn from the source of this environment
+    first, in minutes.
     """
-    from dataclasses import replace
-
     from aero.files import write_json
     from aero.private.protocols import protocol_named
     from aero.report.page import write_page
     from aero.report.tables import comparison_table, operator_tables
-    from aero.train.recipes import demo_aero, demo_baseline
 
     protocol_named(protocol)
     if prompt == "":
         raise AeroError("The prompt is empty; give at least one character.")
+    given = {"--steps": steps is not None, "--seed": seed is not None, "--fresh": fresh}
+    if any(given.values()) and not train:
+        wrong = next(name for name, there in given.items() if there)
+        raise AeroError(f"{wrong} says how to train, and nothing is trained here: give --train as well.")
     console = Console(stderr=True)
-    recipes = [(demo_baseline(), "SM+LN+G", "baseline"), (demo_aero(), "static+bilinear", "AERO")]
-    console.rule("1. Text: the Python source of this environment")
-    manifest = _corpus(out / "corpus", seed, fresh)
-    trained: list[tuple[Path, Recipe, TrainingResult]] = []
-    for recipe, row, label in recipes:
-        recipe = replace(recipe, seed=seed, steps=steps or recipe.steps)
-        console.rule(f"2. Training {label}: {row}, {recipe.steps} steps")
-        folder = out / recipe.name
-        trained.append((folder, recipe, _train(recipe, out / "corpus", folder, manifest, fresh)))
-    models = [
-        _answer(folder, recipe, result, row, label, prompt or SAMPLE, prompt is None, new_tokens, protocol, console)
-        for (folder, recipe, result), (_, row, label) in zip(trained, recipes, strict=True)
-    ]
-    report = _report(models, manifest, protocol, prompt, trained[0][0], seed)
+    manifest, trained = _own(out, steps, seed or 0, fresh, console) if train else _shipped(console)
+    models = [_answer(each, prompt or SAMPLE, prompt is None, new_tokens, protocol, console) for each in trained]
+    report = _report(models, manifest, protocol, prompt, trained[0])
     write_json(json_file, report)
     write_page(report, html_file)
-    console.rule("4. What it cost")
+    console.rule("What it cost")
     console.print(comparison_table(report))
     for table in operator_tables(report, "prefill"):
         console.print(table)
     console.print(f"Trust: {report['trust_model']['name']}. {report['trust_model']['statement']}")
     console.print(f"Figures in {json_file}, plots in {html_file}.")
+
+
+def _shipped(console: Console) -> tuple[Manifest, list[Trained]]:
+    """The models that come with the package, and the manifest of what they were trained on."""
+    from aero.shipped import AERO, BASELINE, shipped
+    from aero.train.corpus import load_manifest
+    from aero.train.trainer import load_result
+
+    console.rule("Two models that come with AERO")
+    trained = []
+    for name, (row, label) in zip((BASELINE, AERO), ROWS, strict=True):
+        folder = shipped(name)
+        if folder is None:
+            raise AeroError(f"This copy of AERO comes without its models ({name}); train two with aero demo --train.")
+        result = load_result(folder)
+        trained.append(Trained(folder, row, label, result))
+        console.print(
+            f"{name}: {row}, {result.parameters / 1e6:.1f} M parameters, {result.tokens / 1e6:.0f} M tokens of Python "
+            f"source, perplexity {_figure(result, 'holdout_packages'):.2f} on packages that it never saw."
+        )
+    return load_manifest(trained[0].folder), trained
+
+
+def _own(out: Path, steps: int | None, seed: int, fresh: bool, console: Console) -> tuple[Manifest, list[Trained]]:
+    """Two small models, trained here on the text at hand."""
+    from dataclasses import replace
+
+    from aero.train.recipes import demo_aero, demo_baseline
+
+    console.rule("Text: the Python source of this environment")
+    manifest = _corpus(out / "corpus", seed, fresh)
+    trained = []
+    for recipe, (row, label) in zip((demo_baseline(), demo_aero()), ROWS, strict=True):
+        recipe = replace(recipe, seed=seed, steps=steps or recipe.steps)
+        console.rule(f"Training {label}: {row}, {recipe.steps} steps")
+        folder = out / recipe.name
+        trained.append(Trained(folder, row, label, _train(recipe, out / "corpus", folder, manifest, fresh)))
+    return manifest, trained
 
 
 def _corpus(folder: Path, seed: int, fresh: bool) -> Manifest:
@@ -107,48 +152,40 @@ def _train(recipe: Recipe, corpus: Path, folder: Path, manifest: Manifest, fresh
 
 
 def _answer(
-    folder: Path,
-    recipe: Recipe,
-    training: TrainingResult,
-    row: str,
-    label: str,
-    prompt: str,
-    public_prompt: bool,
-    new_tokens: int,
-    protocol: str,
-    console: Console,
+    model: Trained, prompt: str, public_prompt: bool, new_tokens: int, protocol: str, console: Console
 ) -> ModelReport:
     """Complete the prompt privately, and compare with what the folded model says in plain double precision."""
     import numpy as np
 
     from aero.cli.private import load_tokenizer, run
     from aero.eliminate.plain import logits
-    from aero.eliminate.source import folded
+    from aero.eliminate.source import describe, folded
     from aero.private.account import mean
     from aero.private.messages import Request
 
-    console.rule(f"3. A private answer from {label}: {protocol}, each party a process of its own")
-    tokenizer = load_tokenizer(str(folder))
+    console.rule(f"A private answer from {model.label}: {protocol}, each party a process of its own")
+    folder, training = str(model.folder), model.result
+    tokenizer = load_tokenizer(folder)
     tokens = tokenizer.encode(prompt)
     request = Request(prompt=tuple(tokens), new_tokens=new_tokens, keep_logits=True)
-    result: PrivateResult = run(str(folder), request, protocol, "private")
+    result: PrivateResult = run(folder, request, protocol, "private")
     text = tokenizer.decode(result.answer)
     console.print(prompt, style="dim", end="", highlight=False, markup=False)
     console.print(text, style="bold", highlight=False, markup=False)
     assert result.logits is not None
-    model = folded(str(folder), seed=0)
+    plain = folded(folder, seed=0)
     sequence = np.array([*tokens, *result.answer[:-1]], dtype=np.int64)
-    exact = logits(model, sequence)[len(tokens) - 1 :]
+    exact = logits(plain, sequence)[len(tokens) - 1 :]
     entropy = training.head_entropy or []
-    context = recipe.model.context
+    config = describe(folder)
     report: ModelReport = {
-        "name": row,
-        "label": label,
-        "architecture": recipe.model.to_dict(),
+        "name": model.row,
+        "label": model.label,
+        "architecture": config.to_dict(),
         "parameters": training.parameters,
         "training": {
             "seconds": training.seconds or 0.0,
-            "steps": recipe.steps,
+            "steps": training.recipe["steps"],
             "tokens": training.tokens,
             "losses": [(int(each["step"]), each["loss"]) for each in training.losses],
         },
@@ -158,8 +195,8 @@ def _answer(
         },
         "entropy": {
             "mean": entropy,
-            "reachable_maximum": float(np.mean(np.log(np.arange(1, context + 1)))),
-            "context": context,
+            "reachable_maximum": float(np.mean(np.log(np.arange(1, config.context + 1)))),
+            "context": config.context,
         },
         "completion": {
             "tokens_generated": len(result.answer),
@@ -200,7 +237,7 @@ def _account(account: Account, offline: Account | None = None, statement: str = 
 
 
 def _report(
-    models: list[ModelReport], manifest: Manifest, protocol: str, prompt: str | None, folder: Path, seed: int
+    models: list[ModelReport], manifest: Manifest, protocol: str, prompt: str | None, baseline: Trained
 ) -> Report:
     from aero import __version__, provenance
     from aero.cli.private import load_tokenizer
@@ -214,10 +251,10 @@ def _report(
         "commit": provenance.commit(),
         "date": provenance.now(),
         "machine": provenance.machine(),  # type: ignore[typeddict-item]
-        "seed": seed,
+        "seed": baseline.result.recipe["seed"],
         "command": provenance.command(),
         "corpus": {
-            "source": "Python source of the installed environment",
+            "source": "Python source of an installed environment",
             "hash": manifest.sha256,
             **{f"{split} files": summary.documents for split, summary in manifest.splits.items()},
             **{f"{split} bytes": summary.bytes for split, summary in manifest.splits.items()},
@@ -229,5 +266,5 @@ def _report(
         "ratios": compare(models[0], models[1]),
     }
     if prompt is None:
-        report["prompt"] = {"text": SAMPLE, "tokens": len(load_tokenizer(str(folder)).encode(SAMPLE))}
+        report["prompt"] = {"text": SAMPLE, "tokens": len(load_tokenizer(str(baseline.folder)).encode(SAMPLE))}
     return report

@@ -21,6 +21,7 @@ from aero.cli.checks import (
 from aero.cli.console import progress_bar
 from aero.cli.prompts import prompt_text, prompt_texts
 from aero.errors import AeroError
+from aero.shipped import located
 
 if TYPE_CHECKING:
     from aero.private.launch import Draft, PrivateResult
@@ -388,12 +389,13 @@ def largest_error(model: str, request: Request, result: PrivateResult, seed: int
 
 def load_tokenizer(folder: str) -> Any:
     """The tokenizer saved in ``folder``. Raises AeroError if there is none."""
-    if not Path(folder).is_dir():
+    home = located(folder)
+    if not home.is_dir():
         raise AeroError(f"There is no model folder {folder}.")
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return AutoTokenizer.from_pretrained(home, local_files_only=True)
     except (OSError, ValueError):
         raise AeroError(f"{folder} holds no tokenizer; save it beside the model.") from None
 

@@ -11,6 +11,7 @@ from aero.architecture import spec
 from aero.config import SHAPES, ModelConfig
 from aero.eliminate.private_model import PrivateModel
 from aero.errors import AeroError
+from aero.shipped import AERO, BASELINE, located
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,10 +35,11 @@ def describe(model: str) -> ModelConfig:
             return spec(model)
         except ValueError as error:
             raise AeroError(f"{error}.") from None
-    if not Path(model).exists():
+    if not located(model).exists():
         raise AeroError(
             f"There is no model folder {model}, and no shape of that name; shapes are {', '.join(SHAPES)}, "
-            "with a row behind a colon as in gpt2-tiny:SM+ScFuFFN."
+            f"with a row behind a colon as in gpt2-tiny:SM+ScFuFFN, and the models that come with AERO are {AERO} and "
+            f"{BASELINE}."
         )
     from aero.model.load import load_config
 
@@ -58,7 +60,7 @@ def folded(model: str, *, seed: int, text: NDArray[Any] | None = None) -> Privat
 
         check_bounds(decoder, text)
     elif not is_spec(model):
-        _check_record(Path(model), decoder.config)
+        _check_record(located(model), decoder.config)
     from aero.eliminate.fold import fold
 
     return fold(decoder)

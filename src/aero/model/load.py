@@ -17,6 +17,7 @@ from aero.config import ModelConfig
 from aero.errors import AeroError
 from aero.model.huggingface import AeroConfig, AeroForCausalLM
 from aero.model.importers import FAMILIES, import_pretrained
+from aero.shipped import located
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -30,7 +31,7 @@ def load_pretrained(path: str | Path) -> AeroForCausalLM:
     Raises AeroError for a folder that is missing, incomplete, damaged, of an unknown family, or that holds values which
     are not finite numbers.
     """
-    folder = Path(path)
+    folder = located(path)
     family = _family(folder)
     _check_weights(folder)
     try:
@@ -77,7 +78,7 @@ def load_config(path: str | Path) -> ModelConfig:
 
     Raises AeroError for a folder that is missing, incomplete or of an unknown family.
     """
-    folder = Path(path)
+    folder = located(path)
     family = _family(folder)
     _check_weights(folder)
     try:
