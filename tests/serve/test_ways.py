@@ -1,59 +1,38 @@
-"""A way between hosts that delays, reorders, drops, changes or swallows: named in time, freed, and then it goes on."""
+"""A way between hosts that delays, reorders, drops or swallows: named in time, freed, and then it goes on."""
 
 from __future__ import annotations
 
 import os
 import random
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
 pytest.importorskip("spu")
 
 from tests.serve.asking import Asked, answered, check_end
-from tests.serve.conftest import Deployment, children, make_tokenizer, wait_until
-from tests.serve.way import Connection, Way
+from tests.serve.conftest import Deployment, children, wait_until
+from tests.serve.way import Connection
+from tests.serve.ways import WAYS, Running, deployed, spoil_the_busiest
 
 pytestmark = pytest.mark.slow
 
 STALL = 8.0
 """Seconds without a byte after which a session counts as stalled, in this deployment."""
 
-WAYS = ("client-model", "client-helper", "model-helper")
-
-Running = tuple[Deployment, str, dict[str, Way]]
-
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """A deployment whose three ways go through the test, under the names of the hosts that call and are called."""
-    made = Deployment(tmp_path_factory.mktemp("parties"))
-    make_tokenizer(made.home / "client" / "tokenizer")
-    ways = {}
-    for caller, called in (("client", "model"), ("client", "helper"), ("model", "helper")):
-        way = ways[f"{caller}-{called}"] = Way(made.ports[called])
-        made.edit(caller, f"127.0.0.1:{made.ports[called]}", f"127.0.0.1:{way.port}")
-    for role in ("model", "helper", "client"):
-        made.edit(role, "version = 1", f"version = 1\nstall_seconds = {STALL}")
-    try:
-        made.serve()
-        yield made, f"http://127.0.0.1:{made.offer()}", ways
-    finally:
-        made.stop()
+    with deployed(tmp_path_factory.mktemp("parties"), stall_seconds=STALL) as made:
+        yield made
 
 
 def asked_and_begun(running: Running) -> Asked:
     asked = Asked(running[1])
     wait_until(lambda: asked.pieces >= 1, "a first token", 90.0)
     return asked
-
-
-def spoil_the_busiest(way: Way, change: Callable[[Connection], None]) -> None:
-    """Do something to the connection that carried most: it carries the computation."""
-    busiest = max(way.connections, key=lambda each: each.carried)
-    assert busiest.carried > 100_000
-    way.spoil(lambda each: change(each) if each is busiest else None)
 
 
 def end_session(made: Deployment) -> None:
@@ -101,25 +80,6 @@ def test_one_silent_connection_of_many_is_noticed(running: Running, name: str) -
     asked = asked_and_begun(running)
     spoil_the_busiest(ways[name], lambda each: setattr(each, "silent", True))
     check_end((made, url), asked, "No party has sent anything for 8 s", STALL + 10.0)
-
-
-@pytest.mark.parametrize("name", WAYS)
-@pytest.mark.parametrize("what", ["cut", "changed"])
-def test_one_broken_connection_of_many_is_replaced(running: Running, name: str, what: str) -> None:
-    """The engine sends again, on a new connection, what did not arrive; the answer is what it would have been."""
-    made, url, ways = running
-    parties = [made.party(role) for role in made.processes]
-    undisturbed = Asked(url, new_tokens=6)
-    undisturbed.join(120.0)
-    asked = Asked(url, new_tokens=6)
-    wait_until(lambda: asked.pieces >= 1, "a first token", 90.0)
-    before = ways[name].count
-    spoil_the_busiest(ways[name], Connection.cut if what == "cut" else lambda each: setattr(each, "changed", True))
-    asked.join(60.0)
-    assert (asked.error, asked.finished) == (None, True)
-    assert ways[name].count > before, "no connection was replaced"
-    assert asked.text == undisturbed.text != ""
-    assert [made.party(role) for role in made.processes] == parties, "the session was not the same all along"
 
 
 def test_a_client_behind_a_way_that_is_gone_is_half_open_and_freed(running: Running) -> None:
