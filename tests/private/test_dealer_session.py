@@ -36,6 +36,9 @@ from aero.private.watch import free_ports
 from aero.serve.certificates import make
 
 MODEL = "gpt2-tiny:SM+ScFuFFN"
+SMALL = "gpt2-tiny:static+bilinear"
+"""For what does not depend on the model."""
+
 FRAMING = 450
 """Bytes of HTTP around a request's and an answer's body, at most; and 1 KiB once a connection."""
 
@@ -100,7 +103,7 @@ def test_offline_bytes_are_what_the_dealer_sent_and_got() -> None:
 
 
 def test_a_dealer_killed_mid_run_ends_the_parties() -> None:
-    session = PrivateSession(job(), model=MODEL)
+    session = PrivateSession(job(), model=SMALL)
     assert session._dealer is not None
     tokens = session.generate([1, 2, 3], new_tokens=100)
     next(tokens)
@@ -114,11 +117,11 @@ def test_a_dealer_killed_mid_run_ends_the_parties() -> None:
 def test_an_absent_dealer_and_a_wrong_key_are_named(dealer: DealerProcess) -> None:
     absent = replace(dealer.access, port=free_ports(1)[0])
     with pytest.raises(AeroError, match=r"The dealer .* did not show up within 1 s; start it with aero dealer"):
-        list(run_party(job(dealer=absent, model=MODEL, wait_seconds=1.0)))
+        list(run_party(job(dealer=absent, model=SMALL, wait_seconds=1.0)))
     with pytest.raises(AeroError, match="another public key than the one given"):
-        list(run_party(job(dealer=replace(dealer.access, public_key=KeyPair().public), model=MODEL)))
+        list(run_party(job(dealer=replace(dealer.access, public_key=KeyPair().public), model=SMALL)))
     with pytest.raises(AeroError, match="needs a dealer"):
-        list(run_party(job(model=MODEL)))
+        list(run_party(job(model=SMALL)))
 
 
 def both(owner: PartyJob, client: PartyJob) -> tuple[list[int], list[str]]:
@@ -143,7 +146,7 @@ def both(owner: PartyJob, client: PartyJob) -> tuple[list[int], list[str]]:
 
 
 def test_parties_with_different_keys_stop_before_anything_secret(dealer: DealerProcess) -> None:
-    owner = job(dealer=dealer.access, model=MODEL)
+    owner = job(dealer=dealer.access, model=SMALL)
     wrong = replace(dealer.access, public_key=KeyPair().public)
     answer, complaints = both(owner, replace(owner, rank=1, model=None, dealer=wrong))
     assert not answer
@@ -173,7 +176,7 @@ def test_a_dealer_over_tls(tmp_path: Path) -> None:
             certificate=str(files["owner"][0]),
             secret=str(files["owner"][1]),
         )
-        owner = job(dealer=access, model=MODEL)
+        owner = job(dealer=access, model=SMALL)
         answer, complaints = both(owner, replace(owner, rank=1, model=None))
         assert len(answer) == 1
         assert not complaints

@@ -9,12 +9,14 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("spu")
 
+from aero.cli import main
 from aero.errors import AeroError
 from aero.private.launch import local_parties, run_local
 from aero.private.messages import Event, PartyJob, Request
@@ -30,12 +32,26 @@ def aero(*arguments: str, timeout: float = 120.0) -> subprocess.CompletedProcess
     )
 
 
-def refused(done: subprocess.CompletedProcess[str], words: str) -> None:
-    assert done.returncode == 2, done.stderr
-    lines = [line for line in done.stderr.splitlines() if line.strip()]
-    assert len(lines) == 1, done.stderr
+def refused(code: int | str | None, errors: str, words: str) -> None:
+    assert code == 2, errors
+    lines = [line for line in errors.splitlines() if line.strip()]
+    assert len(lines) == 1, errors
     assert lines[0].startswith("aero: ")
     assert words in lines[0]
+
+
+@pytest.fixture
+def refuse(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., None]:
+    """Call the command in this process, and check that it ends with one sentence that has the words."""
+
+    def check(words: str, *arguments: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["aero", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        refused(ended.value.code, capsys.readouterr().err, words)
+
+    return check
 
 
 @pytest.mark.parametrize(
@@ -56,11 +72,16 @@ def refused(done: subprocess.CompletedProcess[str], words: str) -> None:
         (["bench", "gpt2-small", "--protocol", "cheetah", "--tokens", "128"], "GiB"),
     ],
 )
-def test_bad_input_is_one_sentence(arguments: list[str], words: str) -> None:
-    refused(aero("private", *arguments), words)
+def test_bad_input_is_one_sentence(refuse: Callable[..., None], arguments: list[str], words: str) -> None:
+    refuse(words, "private", *arguments)
 
 
-def test_an_empty_prompt_and_a_damaged_model(tmp_path: Path) -> None:
+def test_bad_input_to_a_process_of_its_own_is_one_sentence() -> None:
+    done = aero("private", "bench", "gpt2-tiny:SM+XYZ")
+    refused(done.returncode, done.stderr, "unknown architecture")
+
+
+def test_an_empty_prompt_and_a_damaged_model(refuse: Callable[..., None], tmp_path: Path) -> None:
     import torch
 
     from aero.config import gpt2_tiny
@@ -68,19 +89,18 @@ def test_an_empty_prompt_and_a_damaged_model(tmp_path: Path) -> None:
 
     torch.manual_seed(0)
     AeroForCausalLM(AeroConfig.of(gpt2_tiny())).save_pretrained(tmp_path)
-    refused(aero("private", "generate", str(tmp_path), "--prompt", ""), "prompt is empty")
+    refuse("prompt is empty", "private", "generate", str(tmp_path), "--prompt", "")
     file = tmp_path / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1000])
-    refused(aero("private", "bench", str(tmp_path), "--tokens", "4"), "truncated")
+    refuse("truncated", "private", "bench", str(tmp_path), "--tokens", "4")
 
 
-def test_a_port_in_use_is_named() -> None:
+def test_a_port_in_use_is_named(refuse: Callable[..., None]) -> None:
     ports = free_ports(1)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", ports[0]))
         taken.listen()
-        done = aero("private", "bench", "gpt2-tiny", "--tokens", "4", "--port", str(ports[0]))
-    refused(done, f"127.0.0.1:{ports[0]}")
+        refuse(f"127.0.0.1:{ports[0]}", "private", "bench", "gpt2-tiny", "--tokens", "4", "--port", str(ports[0]))
 
 
 def test_a_party_that_never_shows_up_is_named_with_the_time_limit() -> None:
@@ -92,7 +112,7 @@ def test_a_party_that_never_shows_up_is_named_with_the_time_limit() -> None:
     assert "Party model" in done.stderr
 
 
-@pytest.mark.parametrize("victim", [0, 1, 2])
+@pytest.mark.parametrize("victim", [0, *(pytest.param(rank, marks=pytest.mark.slow) for rank in (1, 2))])
 def test_a_party_killed_mid_run_ends_the_others(victim: int) -> None:
     job = PartyJob(
         protocol="aby3",
@@ -110,7 +130,7 @@ def test_a_party_killed_mid_run_ends_the_others(victim: int) -> None:
 
     role = protocol_named("aby3").roles[victim]
     with pytest.raises(AeroError, match=rf"Party {role} was killed \(signal 9\)"):
-        run_local(job, Request(prompt=(1, 2, 3), new_tokens=100), model="gpt2-tiny:SM+ScFuFFN", on_event=kill)
+        run_local(job, Request(prompt=(1, 2, 3), new_tokens=100), model="gpt2-tiny:static+bilinear", on_event=kill)
     assert time.monotonic() - killed[0] < 30.0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 
 import numpy as np
 import pytest
@@ -32,15 +33,20 @@ def answer(protocol: str, model: str, *, new_tokens: int = 3, fraction_bits: int
     return run_local(job, Request(prompt=tuple(PROMPT), new_tokens=new_tokens, keep_logits=True), model=model)
 
 
+@cache
+def answered(protocol: str) -> PrivateResult:
+    """The answer of one run that several tests look at."""
+    return answer(protocol, "gpt2-tiny:SM+ScFuFFN")
+
+
 def exact(model: str, tokens: list[int]) -> np.ndarray:
     return plain.logits(folded(model, seed=0), np.array([*PROMPT, *tokens[:-1]]))[len(PROMPT) - 1 :]
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_private_answer_is_the_plaintext_answer(protocol: str) -> None:
-    model = "gpt2-tiny:SM+ScFuFFN"
-    result = answer(protocol, model)
-    expected = exact(model, result.answer)
+    result = answered(protocol)
+    expected = exact("gpt2-tiny:SM+ScFuFFN", result.answer)
     assert result.logits is not None
     assert np.abs(result.logits - expected).max() < 2e-3
     assert result.answer == expected.argmax(1).tolist()
@@ -53,24 +59,30 @@ def test_a_private_answer_is_the_plaintext_answer(protocol: str) -> None:
         assert 0 <= system - counted <= FRAMING * messages + 64 * 1024
 
 
-BASELINES = [
-    pytest.param(f"gpt2-tiny:{row}", marks=pytest.mark.slow)
-    for row in ("2Quad+LN+Quad", "SAS(SM+LN+G)", "SAS-P(SM+ScFuFFN)")
+OTHERS = [
+    pytest.param(model, marks=pytest.mark.slow)
+    for model in (
+        "llama-tiny:static+bilinear",
+        "gpt2-tiny:2Quad+LN+Quad",
+        "gpt2-tiny:SAS(SM+LN+G)",
+        "gpt2-tiny:SAS-P(SM+ScFuFFN)",
+    )
 ]
-"""Published forms that the others are compared with; without parties of their own they are in ``test_baselines``."""
+"""Static norms have parties in ``test_requests`` with the other family; published forms are in ``test_baselines``."""
 
 
-@pytest.mark.parametrize("model", ["gpt2-tiny:SM+LN+G", "llama-tiny", "llama-tiny:static+bilinear", *BASELINES])
+@pytest.mark.parametrize("model", ["gpt2-tiny:SM+LN+G", "llama-tiny", *OTHERS])
 def test_both_families_with_and_without_nonlinearities(model: str) -> None:
-    result = answer("aby3", model)
+    result = answer("aby3", model, new_tokens=2)
     expected = exact(model, result.answer)
     assert result.logits is not None
     assert np.abs(result.logits - expected).max() < 5e-3
     assert result.answer == expected.argmax(1).tolist()
 
 
+@pytest.mark.slow
 def test_all_parties_compute_with_the_owners_fraction_bits() -> None:
-    """Six bits fewer are an error of truncation tens of times as large."""
+    """Six bits fewer are an error of truncation tens of times as large; with the command, in ``test_fraction_bits``."""
     model = "gpt2-tiny:static+bilinear"
     fine, coarse = (answer("semi2k-insecure", model, new_tokens=1, fraction_bits=bits) for bits in (None, 16))
     assert fine.logits is not None
@@ -81,7 +93,7 @@ def test_all_parties_compute_with_the_owners_fraction_bits() -> None:
 
 def test_bytes_are_the_same_in_every_run_and_the_document_holds_no_secret() -> None:
     model = "gpt2-tiny:SM+ScFuFFN"
-    first, second = (answer("aby3", model, new_tokens=2) for _ in range(2))
+    first, second = answered("aby3"), answer("aby3", model, new_tokens=2)
     for one, other in (
         (first.prefill, second.prefill),
         (first.setup, second.setup),
