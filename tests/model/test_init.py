@@ -149,3 +149,19 @@ def test_matrices_of_branches_without_a_norm_learn_more_slowly_the_wider_they_ar
     mixed = replace(architecture("SM+R", shape).layers[0], attention_norm="layernorm")
     factors = learning_rate_factors(Decoder(replace(shape, layers=(mixed,) * shape.depth)))
     assert {name.split(".")[2] for name in factors} == {"feedforward"}
+
+
+@pytest.mark.parametrize(("scale", "least", "most"), [(1.0, 1.6, 8.0), (math.sqrt(256), 0.9, 1.3)])
+def test_scaled_embeddings_start_all_tokens_at_one_size(scale: float, least: float, most: float) -> None:
+    # Attention averages, so what it writes is largest at the first token, which sees itself alone.
+    torch.manual_seed(0)
+    shape = gpt(width=256, heads=4, kv_heads=4, head_size=64, context=64, vocab_size=512)
+    config = architecture("static+bilinear", shape)
+    assert config.embedding_scale == math.sqrt(256)
+    decoder = Decoder(replace(config, embedding_scale=scale))
+    sizes: list[Tensor] = []
+    norm = decoder.blocks()[0].feedforward_norm
+    norm.register_forward_pre_hook(lambda _, given: sizes.append(given[0].detach().std(-1)))
+    decoder(torch.randint(512, (16, 64)))
+    ratio = float(sizes[0][:, 0].mean() / sizes[0].median())
+    assert least < ratio < most
