@@ -5,8 +5,9 @@
 The model owner's and the helper's server are processes of their own, ``aero serve`` and ``aero party run``, with
 mutual TLS between all hosts (aby3). Every client has a certificate, a session and a party of its own, and opens a new
 session after some requests. Random weights: costs do not depend on them, and answers are compared with those of the
-folded model in double precision. Memory is what a process would give back (unique set size), in MiB; slopes are least
-squares. All parties share two cores of this machine: seconds are not those of three hosts.
+folded model in double precision. Memory is what a process has of its own, in MiB: resident pages that no file backs,
+which any user may read; the unique set size of processes that forbid dumps is root's to read. Slopes are least squares.
+All parties share two cores of this machine: seconds are not those of three hosts.
 """
 
 from __future__ import annotations
@@ -192,11 +193,12 @@ class Load:
 
 
 def memory(process: psutil.Process) -> float:
-    """MiB that would be free if the process ended; 0 if it has."""
+    """MiB of a process's own resident pages; 0 if it has ended. Whoever may not read that sees an error."""
     try:
-        return float(process.memory_full_info().uss) / 2**20
-    except psutil.Error:
+        counted = process.memory_info()
+    except psutil.NoSuchProcess:
         return 0.0
+    return float(counted.rss - counted.shared) / 2**20
 
 
 def slope(values: list[float]) -> float:
@@ -289,6 +291,7 @@ def main(argv: list[str]) -> None:
         "sessions_ended_in_order": {role: log.count('"session ends"') for role, log in logs.items()},
         "servers_exit_codes": ended,
         "memory": {
+            "counted": "resident pages without those of files",
             "servers": {role: server_memory(values) for role, values in seen.servers.items()},
             "parties": {
                 role: party_memory(list(found.values()), arguments.clients) for role, found in seen.parties.items()
