@@ -72,6 +72,7 @@ class PrivateClient:
             wait_seconds=settings.wait_seconds,
             embedding=plan.embedding,
             gelu=plan.gelu,
+            fraction_bits=plan.fraction_bits,
             dealer=dealer_access(settings, self._folder),
         )
         self._hosted = Hosted(

@@ -15,7 +15,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from aero.config import GeluForm
 from aero.errors import AeroError
 from aero.private.messages import EmbeddingMode
-from aero.serve.settings import Strict, complaint
+from aero.serve.settings import FractionBits, Strict, complaint
 
 MAX_FRAME = 16 * 1024
 """Bytes of the longest message."""
@@ -32,12 +32,14 @@ Port = Literal["engine", "watch"]
 class Plan(Strict):
     """What a session is, as the model's owner fixes it; all of it public.
 
+    fraction_bits: of numbers; None: as many as the model's own description asks for (``private.precision``).
     model: hash of the model's files. architecture: hash of its configuration.
     """
 
     protocol: Name
     embedding: EmbeddingMode
     gelu: GeluForm
+    fraction_bits: FractionBits | None
     model: Hex32
     architecture: Hex32
     vocab_size: Annotated[int, Field(ge=1)]

@@ -22,7 +22,7 @@ from aero.private.messages import EmbeddingMode
 from aero.serve import frames
 from aero.serve.frames import BrokenLinkError, Hello, Join, Plan, Refused, Welcome
 
-VERSION = 2
+VERSION = 3
 """Raised whenever the messages between parties change."""
 
 Grant = Callable[[Hello], Awaitable[tuple[str, Plan]]]
@@ -138,6 +138,7 @@ def plan_of(
         protocol=protocol,
         embedding=embedding,
         gelu=gelu,
+        fraction_bits=None,
         model=model_hash(model, seed),
         architecture=architecture,
         vocab_size=config.vocab_size,

@@ -60,6 +60,7 @@ class HelperServer(Server):
             wait_seconds=self.settings.wait_seconds,
             embedding=hello.plan.embedding,
             gelu=hello.plan.gelu,
+            fraction_bits=hello.plan.fraction_bits,
         )
         hosted = Hosted(
             hello.session,

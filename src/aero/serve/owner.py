@@ -41,7 +41,7 @@ class ModelServer(Server):
         settings = self.settings
         self.dealer = dealer_access(settings, path.parent)
         config = describe(model)
-        self.plan = handshake.plan_of(model, config, seed, settings.protocol, settings.embedding, settings.gelu)
+        self._plan = handshake.plan_of(model, config, seed, settings.protocol, settings.embedding, settings.gelu)
         protocol = protocol_named(settings.protocol)
         self.bytes_each = estimate_party(config, protocol, config.context, settings.embedding)
         self.bytes_held = 8 * count_parameters(config, tables=True)
@@ -51,6 +51,12 @@ class ModelServer(Server):
                 f"allows {settings.memory_gib:g}; raise it, or serve a smaller model."
             )
         self.held = hold(model, seed=seed)
+
+    @property
+    def plan(self) -> Plan:
+        """Of a session that begins now: a reload may change in which numbers it computes, and its form of GELU."""
+        now = {"gelu": self.settings.gelu, "fraction_bits": self.settings.fraction_bits}
+        return self._plan.model_copy(update=now)
 
     def others(self, settings: ModelSettings | HelperSettings) -> dict[str, Certificate]:
         """The helper."""
@@ -62,7 +68,7 @@ class ModelServer(Server):
         """A new session for a client, if there is room and the helper agrees."""
         if hello.role != "client" or hello.session is not None or hello.plan is not None:
             raise AeroError("A client asks the model's owner for a new session.")
-        settings = self.settings
+        settings, plan = self.settings, self.plan
         fitting = int((settings.memory_gib * 2**30 - self.bytes_held) / self.bytes_each)
         await self.settle(min(settings.max_sessions, fitting))
         if len(self.sessions) >= settings.max_sessions:
@@ -77,19 +83,20 @@ class ModelServer(Server):
             )
         session = handshake.nonce()
         job = PartyJob(
-            protocol=self.plan.protocol,
+            protocol=plan.protocol,
             parties=(),
             rank=0,
             wait_seconds=settings.wait_seconds,
-            embedding=self.plan.embedding,
-            gelu=self.plan.gelu,
+            embedding=plan.embedding,
+            gelu=plan.gelu,
+            fraction_bits=plan.fraction_bits,
             held=self.held,
             dealer=self.dealer,
         )
         hosted = Hosted(
             session,
             job,
-            set(range(1, len(protocol_named(self.plan.protocol).roles))),
+            set(range(1, len(protocol_named(plan.protocol).roles))),
             partial(self.heard, session),
             stall_seconds=settings.stall_seconds,
             idle_seconds=settings.idle_seconds,
@@ -98,13 +105,13 @@ class ModelServer(Server):
         self.begin(hosted)
         if settings.helper is not None:
             try:
-                hosted.add(await self._call_helper(settings.helper, session, caller))
+                hosted.add(await self._call_helper(settings.helper, session, caller, plan))
             except AeroError as error:
                 hosted.fail(str(error))
                 raise
-        return session, self.plan
+        return session, plan
 
-    async def _call_helper(self, helper: Peer, session: str, client: str) -> Link:
+    async def _call_helper(self, helper: Peer, session: str, client: str, plan: Plan) -> Link:
         certificate = self._others["helper"]
         host, port = address(helper.address)
         context = client_context(self.own.path, self.file(self.settings.key), [certificate])
@@ -113,7 +120,7 @@ class ModelServer(Server):
         )
         pair = await call()
         try:
-            await handshake.call(*pair, "model", "The helper", None, session=session, client=client, plan=self.plan)
+            await handshake.call(*pair, "model", "The helper", None, session=session, client=client, plan=plan)
         except BaseException:
             pair[1].close()
             raise

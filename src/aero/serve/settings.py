@@ -58,6 +58,8 @@ HostPort = Annotated[str, BeforeValidator(_checked_address)]
 ProtocolName = Annotated[str, BeforeValidator(_checked_protocol)]
 Seconds = Annotated[float, Field(gt=0, le=86400, strict=False)]
 Count = Annotated[int, Field(ge=1, le=1000)]
+FractionBits = Annotated[int, Field(ge=1, le=26)]
+"""As ``private.ring`` takes them; naming its bound would load the engine's libraries with every configuration."""
 FilePath = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00]*$")]
 
 
@@ -102,6 +104,7 @@ class ModelSettings(_Common):
     """The model owner's server.
 
     listen: where clients call. clients: folder of the certificates that may call. helper: the third party.
+    fraction_bits: of numbers, for all parties of its sessions. None: what ``private.precision`` takes for the model.
     max_sessions, memory_gib: how many sessions at once, and what all of them may need together.
     stall_seconds: a request on which nothing moves for so long ends its session. idle_seconds: so does a session
     without a request. drain_seconds: what requests get to end by themselves when the server is told to stop.
@@ -114,6 +117,7 @@ class ModelSettings(_Common):
     dealer: Dealer | None = None
     embedding: EmbeddingMode = "private"
     gelu: GeluForm = "polynomial"
+    fraction_bits: FractionBits | None = None
     max_sessions: Count = 1
     memory_gib: Annotated[float, Field(gt=0, le=1e6, strict=False)] = 8.0
     idle_seconds: Seconds = 600.0
