@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import queue
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 pytest.importorskip("spu")
 
 from tests.serve.conftest import MODEL, Deployment
+from tests.serve.stand_in import Parties, deployment
 
 from aero.config import gpt2_tiny
-from aero.private.messages import Event, PartyJob
-from aero.private.protocols import protocol_named
 from aero.private.ring import MOST_FRACTION_BITS
-from aero.serve import handshake, hosted, owner
+from aero.serve import handshake
 from aero.serve.client import PrivateClient
 from aero.serve.frames import BrokenLinkError, Join, decode, encode
 from aero.serve.metrics import Metrics
@@ -27,42 +24,10 @@ from aero.serve.owner import ModelServer
 from aero.serve.settings import ModelSettings, read_as
 
 
-class Parties:
-    """In the place of a party's process: notes its job, is ready at once, and leaves when the client's is told to."""
-
-    jobs: list[PartyJob]
-    running: list[Parties]
-
-    def __init__(self, jobs: Sequence[PartyJob]) -> None:
-        self.protocol, self.pids = protocol_named(jobs[0].protocol), [1]
-        self.jobs.extend(PartyJob.from_json(job.to_json()) for job in jobs)
-        self._events: queue.Queue[tuple[int, Event] | None] = queue.Queue()
-        self._events.put((0, {"kind": "ready"}))
-        self.running.append(self)
-
-    def next(self) -> tuple[int, Event] | None:
-        """The next event, None at the end."""
-        return self._events.get()
-
-    def tell(self, _: int, line: dict[str, Any]) -> None:
-        """A line of the client's."""
-        assert line == {"kind": "leave"}
-        for each in self.running:
-            each.stop()
-        self.running.clear()
-
-    def stop(self) -> None:
-        """The end."""
-        self._events.put(None)
-
-
 @pytest.fixture
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Deployment]:
-    """Two parties whose processes are not started and whose model is not folded."""
-    Parties.jobs, Parties.running = [], []
-    monkeypatch.setattr(hosted, "Processes", Parties)
-    monkeypatch.setattr(owner, "hold", lambda *_, **__: 0)
-    made = Deployment(tmp_path, "semi2k-insecure")
+    """Two parties on their hosts, without their processes."""
+    made = deployment(tmp_path, monkeypatch)
     yield made
     made.stop()
 

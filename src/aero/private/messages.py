@@ -150,6 +150,7 @@ Event = dict[str, Any]
 - ``phase``: name, steps. A phase (weights, prefill, token 3) begins. ``step``: done. So many of its steps are done.
 - ``costs``: phase, costs, system. What the phase cost this party, one entry a step; and what the operating system has
   counted on its connections so far, None where it does not say.
+- ``compiling``: going. The party begins, or ends, to make the steps of a pass ready, and sends nothing to the others.
 - ``ready``: set-up is over. ``answered``: a request is over.
 - ``pass``: seconds that a pass took the client. ``token``: the client chose it. ``logits``: what it chose from, if
   asked for; both with ``prompt``, its place, where several prompts are answered together. ``propose``: count, so many

@@ -225,9 +225,13 @@ class Session:
         steps = program.forward(order.past, order.rows, order.logit_rows, plan, batch=order.batch)
         shape = program.input_shape(order.rows, order.batch)
         self.at = "compiling"
+        # Nothing is sent meanwhile, and whoever waits for bytes shall know why.
+        self.emit({"kind": "compiling", "going": True})
         if self._ahead is not None:
             self._ahead.join()
-        if self.engine.prepare((steps, {"tokens": shape})):
+        new = self.engine.prepare((steps, {"tokens": shape}))
+        self.emit({"kind": "compiling", "going": False})
+        if new:
             self.engine.barrier()
         self._compile_ahead(order, steps)
         self._phase(order.phase, len(steps))

@@ -55,7 +55,7 @@ class Hosted:
     ) -> None:
         self.session, self.job, self.expected = session, job, expected
         self.links: dict[int, Link] = {}
-        self.ready = self.draining = False
+        self.ready = self.draining = self.compiling = False
         self.busy = False
         self._heard = heard
         self._stall_seconds, self._idle_seconds = stall_seconds, idle_seconds
@@ -191,6 +191,9 @@ class Hosted:
             if item["kind"] == "ready":
                 self.ready = True
                 self._changed = asyncio.get_running_loop().time()
+            elif item["kind"] == "compiling":
+                self.compiling = bool(item["going"])
+                self._changed = asyncio.get_running_loop().time()
             self._heard(item)
 
     async def _listen(self, link: Link) -> None:
@@ -223,8 +226,10 @@ class Hosted:
             now = loop.time()
             if self.busy or not self.ready:
                 last = max(self._changed, *(link.carried.heard for link in self.links.values()))
-                # Until all are there, a party may still load its libraries and fold its weights.
-                limit = self._stall_seconds if self.ready else max(self._stall_seconds, self.job.wait_seconds)
+                # Until all are there, a party may still load its libraries and fold its weights. The first pass of a
+                # kind is compiled, by all parties at once, and meanwhile none has anything to send.
+                working = not self.ready or (self.compiling and not self._stopped())
+                limit = max(self._stall_seconds, self.job.wait_seconds) if working else self._stall_seconds
                 if now - last > limit:
                     self._stalled(limit)
                     return
@@ -232,14 +237,19 @@ class Hosted:
                 self.fail(f"The session had no request for {self._idle_seconds:g} s and was ended; begin a new one.")
                 return
 
-    def _stalled(self, limit: float) -> None:
-        # All hosts notice a stall together, and only the host of a party that does not run can say whose fault it is.
+    def _stopped(self) -> bool:
+        """Whether something stopped the own party's process."""
         assert self._processes is not None
         with suppress(psutil.Error):
-            if psutil.Process(self._processes.pids[0]).status() == psutil.STATUS_STOPPED:
-                role = self._processes.protocol.roles[self.job.rank]
-                self.fail(f"Party {role} does not run: something stopped its process; the session is over.")
-                return
+            return psutil.Process(self._processes.pids[0]).status() == psutil.STATUS_STOPPED
+        return False
+
+    def _stalled(self, limit: float) -> None:
+        # All hosts notice a stall together, and only the host of a party that does not run can say whose fault it is.
+        if self._stopped():
+            role = protocol_named(self.job.protocol).roles[self.job.rank]
+            self.fail(f"Party {role} does not run: something stopped its process; the session is over.")
+            return
         self.fail(f"No party has sent anything for {limit:g} s; the session is over.", own=False)
 
     async def _first_cause(self, error: AeroError) -> AeroError:
