@@ -241,7 +241,7 @@ class Hosted:
         """Whether something stopped the own party's process."""
         assert self._processes is not None
         with suppress(psutil.Error):
-            return psutil.Process(self._processes.pids[0]).status() == psutil.STATUS_STOPPED
+            return bool(psutil.Process(self._processes.pids[0]).status() == psutil.STATUS_STOPPED)
         return False
 
     def _stalled(self, limit: float) -> None:
