@@ -31,7 +31,7 @@ from aero.private.engine import runtime_config
 from aero.private.precision import fraction_bits_of
 from aero.private.program import run_plain
 from aero.private.protocols import protocol_named
-from aero.private.ring import computing_with
+from aero.private.ring import computing_with, nearest
 from aero.train.corpus import load_manifest
 from aero.train.evaluate import spread
 from aero.train.tokenizer import load_sequences, load_tokenizer
@@ -45,8 +45,9 @@ class OnEngine:
     def __init__(self, emulator: Emulator, protocol: str, length: int) -> None:
         chosen, bits = protocol_named(protocol), fraction_bits_of(emulator.model.config)
         self.parties = simulation.Simulator(len(chosen.roles), runtime_config(chosen, 1, fraction_bits=bits))
+        self.bits = bits
         self.model, names = emulator.model, emulator.program.weights
-        self.weights = [np.float32(emulator.weights[name]) for name in names]
+        self.weights = [nearest(emulator.weights[name], bits) for name in names]
         steps = emulator.program.forward(0, length, length)
 
         def logits(*values: Any) -> Any:
@@ -69,7 +70,7 @@ class OnEngine:
         rows = self.model.weights["embedding"][tokens]
         if self.model.config.learned_positions:
             rows = rows + self.model.weights["positions"][: len(tokens)]
-        (found,) = self.parties(self.executable, *self.weights, np.float32(rows))
+        (found,) = self.parties(self.executable, *self.weights, nearest(rows, self.bits))
         return np.asarray(found, np.float64)
 
 

@@ -30,11 +30,12 @@ from aero.private.emulator.emulate import (
     truncation_of,
 )
 from aero.private.emulator.interpret import evaluate
+from aero.private.emulator.machine import Machine
 from aero.private.emulator.ring import Ring, exact_matmul, limb_matmul
 from aero.private.emulator.values import Secret
 from aero.private.precision import fraction_bits_of
 from aero.private.protocols import protocol_named
-from aero.private.ring import FRACTION_BITS, computing_with, scaled, truncate
+from aero.private.ring import FRACTION_BITS, computing_with, nearest, scaled, truncate
 
 UNIT = 2.0**-FRACTION_BITS
 ROWS = ["static+bilinear", "SM+LN+G", "SM+ScFuFFN"]
@@ -96,6 +97,18 @@ def test_local_truncation_fails_as_often_as_its_operand_is_large() -> None:
     found = ring.truncate(torch.full((100_000,), value), 8)
     share = float(((found - value / 256).abs() > 2).double().mean())
     assert share == pytest.approx(value / 2**32, rel=0.1)
+
+
+def test_what_is_entered_is_the_nearest_number_that_fixed_point_has() -> None:
+    values = np.random.default_rng(0).normal(size=2000)
+    ring = Ring(64, 20)
+    machine = Machine(ring, {"weight": values})
+    machine.enter("row", values[None])
+    for name in ("weight", "row"):
+        errors = (machine.read(name).cpu().numpy().ravel() - values) * 2.0**20
+        assert np.abs(errors).max() <= 0.5 + 1e-6
+        assert np.abs((errors * np.sign(values)).mean()) < 0.05  # cut off towards zero it is half a unit
+    assert np.array_equal(nearest(values, 20) * 2.0**20, np.rint(values * 2.0**20))
 
 
 def test_what_leaves_the_range_is_seen_and_wrong() -> None:
@@ -237,15 +250,15 @@ class TestAgainstTheEngine:
         model = fold(disturbed(small(architecture(row, "gpt2-tiny")), seed=3))
         tokens = np.random.default_rng(0).integers(0, model.config.vocab_size, 10)
         emulator = Emulator(model, Settings())
-        weights = {name: np.float32(value) for name, value in emulator.weights.items()}
-        rows = np.float32(model.weights["embedding"][tokens] + model.weights["positions"][:10])
+        bits = fraction_bits_of(model.config)
+        assert bits == (22 if row in ("static+bilinear", "static+bilinear+bounded") else 20)
+        weights = {name: nearest(value, bits) for name, value in emulator.weights.items()}
+        rows = nearest(model.weights["embedding"][tokens] + model.weights["positions"][:10], bits)
         steps = emulator.program.forward(0, 10, 10)
 
         def logits(weights: Any, rows: Any) -> Any:
             return program.run_plain(steps, {**weights, "tokens": rows})["logits"]
 
-        bits = fraction_bits_of(model.config)
-        assert bits == (22 if row in ("static+bilinear", "static+bilinear+bounded") else 20)
         on_engine = simulation.sim_jax(parties("semi2k-insecure", bits), logits)
         with computing_with(bits):
             first, second = (np.asarray(on_engine(weights, rows), np.float64) for _ in range(2))

@@ -33,7 +33,7 @@ from aero.private.blocks import MASKED, unmasked
 from aero.private.dealer.access import DealerAccess
 from aero.private.program import Step, freed
 from aero.private.protocols import CLIENT, MODEL, Protocol
-from aero.private.ring import FRACTION_BITS, compute_with
+from aero.private.ring import FRACTION_BITS, compute_with, fraction_bits, nearest
 
 MESSAGE_TIMEOUT = 24 * 3600.0
 """Seconds the link waits for a message. Long on purpose: a lost party is noticed by ``watch``, not by a slow step."""
@@ -109,7 +109,7 @@ class Engine:
         """
         if (value is None) == (self.rank == owner):
             raise ValueError(f"the owner of {name}, and nobody else, gives its value")
-        numbers = np.zeros(shape, np.float32) if value is None else np.asarray(value, np.float32)
+        numbers = np.zeros(shape, np.float32) if value is None else nearest(value, fraction_bits())
         if numbers.shape != shape:
             raise ValueError(f"{name} has shape {numbers.shape}, not {shape}")
         shares = self._io.make_shares(numbers, libspu.Visibility.VIS_SECRET, owner)

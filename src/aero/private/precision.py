@@ -10,10 +10,7 @@ the bits left and the error of a model on a text).
 from __future__ import annotations
 
 from aero.eliminate.private_model import PrivateConfig
-from aero.private.ring import FRACTION_BITS
-
-FINE_FRACTION_BITS = 22
-"""Of models that keep nothing but softmax and products."""
+from aero.private.ring import FINE_FRACTION_BITS, FRACTION_BITS
 
 
 def fraction_bits_of(config: PrivateConfig) -> int:

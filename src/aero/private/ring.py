@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
+from numpy.typing import ArrayLike, NDArray
 
 FRACTION_BITS = 20
 """Fixed-point fraction bits f in the ring of integers modulo 2^64, unless ``compute_with`` says otherwise.
@@ -31,6 +32,9 @@ FRACTION_BITS = 20
 A double holds twice as many, so a sum of products must stay below 2^(62 - 40) = 4.2 million: four bits under that leave
 nothing to spare for large models, two bits fewer cost a factor of four in accuracy everywhere.
 """
+
+FINE_FRACTION_BITS = 22
+"""Of models that keep nothing but softmax and products (``private.precision``)."""
 
 MOST_FRACTION_BITS = 26
 """Twice as many must be exact in double precision, where the emulation looks up an argument's highest bit."""
@@ -56,6 +60,15 @@ def compute_with(bits: int) -> None:
     if not 1 <= bits <= MOST_FRACTION_BITS:
         raise ValueError(f"fraction bits go from 1 to {MOST_FRACTION_BITS}, not {bits}")
     _Precision.bits = bits
+
+
+def nearest(values: ArrayLike, bits: int) -> NDArray[np.float32]:
+    """``values`` at the nearest multiples of 2^-bits, as an owner enters them.
+
+    The engine cuts off what it reads towards zero. Of weights, which every product sums up with, that is most of the
+    error of a private answer; rounded first, each is half as far off and no side is favoured.
+    """
+    return np.asarray(np.rint(np.asarray(values, np.float64) * 2.0**bits) * 2.0**-bits, np.float32)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from aero.private.emulator.interpret import evaluate
 from aero.private.emulator.ring import Ring
 from aero.private.emulator.values import Secret, elements
 from aero.private.program import Step, freed
-from aero.private.ring import computing_with
+from aero.private.ring import computing_with, nearest
 
 Array = NDArray[Any]
 
@@ -47,13 +47,13 @@ class Machine:
 
     def __init__(self, ring: Ring, weights: Mapping[str, Array]) -> None:
         self.ring = ring
-        self._state = {name: ring.encode(value) for name, value in weights.items()}
+        self._state = {name: ring.encode(nearest(value, ring.fraction)) for name, value in weights.items()}
         self._shared = set(weights)
         self._traced: dict[Any, ClosedJaxpr] = {}
 
     def enter(self, name: str, values: Array) -> None:
         """Set a variable for every text: [texts, ...]."""
-        self._state[name] = self.ring.encode(values)
+        self._state[name] = self.ring.encode(nearest(values, self.ring.fraction))
         self._shared.discard(name)
 
     def read(self, name: str) -> Tensor:

@@ -21,8 +21,10 @@ from aero.private.estimate.laws import LAWS, Cost, Kind, Laws
 from aero.private.estimate.operations import Listing, read_listing
 from aero.private.messages import EmbeddingMode
 from aero.private.orders import Order
+from aero.private.precision import fraction_bits_of
 from aero.private.program import WORKING, Program, Step, freed
 from aero.private.protocols import Protocol
+from aero.private.ring import computing_with, fraction_bits
 
 Shape = tuple[int, ...]
 
@@ -85,7 +87,8 @@ def forecast(
             "ask for fewer."
         )
     try:
-        return _Forecasting(config, protocol, embedding, gelu, prompts).run(tokens, new_tokens)
+        with computing_with(fraction_bits_of(config)):
+            return _Forecasting(config, protocol, embedding, gelu, prompts).run(tokens, new_tokens)
     except ValueError as error:
         raise AeroError(f"This program cannot be estimated: {error}.") from None
 
@@ -99,7 +102,7 @@ def lowered(step: Step, shapes: Mapping[str, Shape]) -> tuple[Listing, tuple[Sha
     inputs = tuple(shapes[name] for name in step.inputs)
     # Integers are told from numbers by their name.
     integers = tuple(name.startswith(MASKED) for name in step.inputs)
-    key = (identity(step.function), inputs, integers)
+    key = (identity(step.function), inputs, integers, fraction_bits())
     if key not in _LOWERED:
         code, outputs = lower(step.function, step.inputs, inputs)
         _LOWERED[key] = (read_listing(code), outputs)
