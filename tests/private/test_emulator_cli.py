@@ -116,8 +116,8 @@ def test_a_text_that_is_missing_or_short_is_one_sentence(saved: Path, tmp_path: 
 def test_the_advice_keeps_its_headroom_and_is_the_largest_that_does() -> None:
     model = fold(disturbed(tiny("SM+ScFuFFN"), seed=3))
     tokens = np.random.default_rng(0).integers(0, model.config.vocab_size, (2, 12))
-    found = emulate(model, tokens)
-    best = choose(model, tokens, Settings(), found)
+    found = emulate(model, tokens, Settings(fraction_bits=14))
+    best = choose(model, tokens, Settings(fraction_bits=14), found)
     assert best.wide is not None
     assert best.wide.does
     assert best.wide.bits_left >= HEADROOM
