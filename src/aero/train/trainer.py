@@ -129,6 +129,7 @@ def train(
     from aero.eliminate.convert import converted
     from aero.entropy import EarlyWarning
     from aero.model import AeroConfig, AeroForCausalLM, load_pretrained
+    from aero.model.load import load_config
     from aero.train.callbacks import Anneal, Report
     from aero.train.distill import DistillTrainer
     from aero.train.loop import AeroTrainer, SequenceDataset, checkpoints, training_arguments
@@ -137,6 +138,10 @@ def train(
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     progress = progress or Progress(disable=True)
     manifest = load_manifest(corpus_dir)
+    if start_from is not None:
+        # Weights mean what they do at their own scale.
+        scale = load_config(start_from).embedding_scale
+        recipe = replace(recipe, model=replace(recipe.model, embedding_scale=scale))
     model_config = recipe.model
     state = PartialState(cpu=not torch.cuda.is_available())  # left alone, it takes processes on CPUs for single ones
     if teacher is None and recipe.distill is not None:
@@ -386,7 +391,7 @@ def _require_same_run(out: Path, now: TrainingResult) -> None:
     before = load_result(out)
     if before.finished:
         raise AeroError(f"The run in {out} is finished: there is nothing to resume.")
-    compared = {"recipe": "recipe", "corpus_sha256": "corpus", "tokenizer_sha256": "tokenizer", "sources": "origin"}
+    compared = {"sources": "origin", "recipe": "recipe", "corpus_sha256": "corpus", "tokenizer_sha256": "tokenizer"}
     for name, what in compared.items():
         if getattr(before, name) != getattr(now, name):
             raise AeroError(f"The run in {out} has another {what}: resume it with the one it was started with.")
