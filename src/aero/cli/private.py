@@ -20,6 +20,7 @@ from aero.cli.checks import (
 )
 from aero.cli.console import progress_bar
 from aero.cli.prompts import prompt_text, prompt_texts
+from aero.eliminate.source import RECORD
 from aero.errors import AeroError
 from aero.shipped import located
 
@@ -392,10 +393,12 @@ def load_tokenizer(folder: str) -> Any:
     home = located(folder)
     if not home.is_dir():
         raise AeroError(f"There is no model folder {folder}.")
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+    # One that aero saved is whole in its file; looking for its class, the library would warn of a model unknown to it.
+    own = (home / "tokenizer.json").is_file() and (home / RECORD).is_file()
     try:
-        return AutoTokenizer.from_pretrained(home, local_files_only=True)
+        return (PreTrainedTokenizerFast if own else AutoTokenizer).from_pretrained(home, local_files_only=True)
     except (OSError, ValueError):
         raise AeroError(f"{folder} holds no tokenizer; save it beside the model.") from None
 
