@@ -17,6 +17,7 @@ from aero.eliminate import plain
 from aero.eliminate.source import describe, folded
 from aero.errors import AeroError
 from aero.model import load_pretrained
+from aero.serve.handshake import model_hash
 from aero.shipped import AERO, BASELINE, located, shipped
 from aero.train.corpus import load_manifest
 from aero.train.tokenizer import load_tokenizer, tokenizer_digest
@@ -77,6 +78,8 @@ def test_the_folded_model_says_what_the_trained_one_does(name: str) -> None:
 def test_a_folder_of_that_name_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert located(AERO) == shipped(AERO)
+    assert tokenizer_digest(load_tokenizer(Path(AERO))) == load_result(folder_of(AERO)).tokenizer_sha256
+    assert model_hash(AERO, 0) == model_hash(str(folder_of(AERO)), 0)
     (tmp_path / AERO).mkdir()
     assert located(AERO) == Path(AERO)
     assert located("something-else") == Path("something-else")

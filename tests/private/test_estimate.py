@@ -173,6 +173,20 @@ def test_the_account_of_a_real_run_is_foreseen_byte_for_byte(protocol: str, embe
     assert sharing["weights"].bytes == expected.setup[0].bytes
 
 
+@pytest.mark.parametrize("protocol", ["semi2k-insecure", "aby3"])
+def test_finer_numbers_are_foreseen_with_their_longer_exponent(protocol: str) -> None:
+    def exponent(row: str) -> int:
+        config = outline(describe(f"gpt2-tiny:{row}"))
+        work = forecast(
+            config, protocol_named(protocol), tokens=64, new_tokens=0, embedding="client", gelu="polynomial"
+        )
+        return sum(each.bytes for each in work.prefill if each.operator == "softmax exponent")
+
+    # The same logits, with 20 and with 22 fraction bits: six squarings and seven, beside what they have in common.
+    coarse, fine = exponent("SM+LN+G"), exponent("static+bilinear")
+    assert coarse < fine < coarse * 7 / 6
+
+
 def test_an_outline_is_the_description_of_the_folded_model() -> None:
     for model in [f"gpt2-tiny:{name}" for name in architecture_names()] + ["llama-tiny", "gpt2-tiny:SM+ScFuFFN_i1"]:
         assert outline(describe(model)) == folded(model, seed=0).config

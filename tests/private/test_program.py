@@ -59,7 +59,7 @@ def follow(config: ModelConfig, one_hot: bool) -> None:
 
 
 def attending(shape: str, **choices: Any) -> ModelConfig:
-    base = replace(small(architecture("static+bilinear", shape)), embedding_scale=1.0)  # constants that fit no stream
+    base = replace(small(architecture("static+bilinear", shape)), embedding_scale=1.0)  # logits within bounds
     if choices.get("shaped"):
         base = replace(base, kv_heads=base.heads)
     return base.with_layers(lambda layer: replace(layer, **choices))

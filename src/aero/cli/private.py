@@ -393,12 +393,15 @@ def load_tokenizer(folder: str) -> Any:
     home = located(folder)
     if not home.is_dir():
         raise AeroError(f"There is no model folder {folder}.")
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    if (home / RECORD).is_file():
+        # Looking for the class of one that aero saved, the library would warn of a model unknown to it.
+        from aero.train import tokenizer
 
-    # One that aero saved is whole in its file; looking for its class, the library would warn of a model unknown to it.
-    own = (home / "tokenizer.json").is_file() and (home / RECORD).is_file()
+        return tokenizer.load_tokenizer(home)
+    from transformers import AutoTokenizer
+
     try:
-        return (PreTrainedTokenizerFast if own else AutoTokenizer).from_pretrained(home, local_files_only=True)
+        return AutoTokenizer.from_pretrained(home, local_files_only=True)
     except (OSError, ValueError):
         raise AeroError(f"{folder} holds no tokenizer; save it beside the model.") from None
 

@@ -65,8 +65,8 @@ def compute_with(bits: int) -> None:
 def nearest(values: ArrayLike, bits: int) -> NDArray[np.float32]:
     """``values`` at the nearest multiples of 2^-bits, as an owner enters them.
 
-    The engine cuts off what it reads towards zero. Of weights, which every product sums up with, that is most of the
-    error of a private answer; rounded first, each is half as far off and no side is favoured.
+    The engine cuts off what it reads towards zero: a weight is half a unit small on average, and sums of products add
+    that up. Rounded first, each is half as far off and no side is favoured.
     """
     return np.asarray(np.rint(np.asarray(values, np.float64) * 2.0**bits) * 2.0**-bits, np.float32)
 

@@ -126,8 +126,8 @@ def row_maximum(scores: jax.Array) -> jax.Array:
 
 
 def exponential(x: jax.Array) -> jax.Array:
-    """exp of entries at most 0, clipped at -CLIP; absolute error under 1e-4 in reals, 3e-4 with 20 fraction bits, both
-    a quarter with 22.
+    """exp of entries at most 0, clipped at -CLIP; absolute error under 1e-4 in reals, 3e-4 with 20 fraction bits. With
+    22, and a squaring more, a quarter in reals.
 
     A second-order base needs three squarings fewer than (1 + x/2^n)^(2^n) for a smaller error, and each squaring
     doubles the truncation noise that came before it. 1 + y + y^2/2 is computed as ((1 + y)/sqrt(2))^2 + 1/2: one

@@ -12,7 +12,6 @@ import hashlib
 import json
 import secrets
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Literal
 
 from aero import __version__
@@ -21,6 +20,7 @@ from aero.errors import AeroError
 from aero.private.messages import EmbeddingMode
 from aero.serve import frames
 from aero.serve.frames import BrokenLinkError, Hello, Join, Plan, Refused, Welcome
+from aero.shipped import located
 
 VERSION = 3
 """Raised whenever the messages between parties change."""
@@ -152,7 +152,7 @@ def model_hash(model: str, seed: int) -> str:
     It tells a client that it speaks to the same model as last time. It is a commitment to the weights and public.
     """
     total = hashlib.sha256()
-    folder = Path(model)
+    folder = located(model)
     if not folder.is_dir():
         total.update(f"{model}#{seed}".encode())
         return total.hexdigest()

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from rich.progress import Progress
 
 from aero.errors import AeroError
+from aero.shipped import located
 from aero.train.corpus import SPLITS, Manifest, Split, read_split
 from aero.train.folder import folder_when_done
 
@@ -67,6 +68,7 @@ def load_tokenizer(folder: Path) -> Any:
     """The tokenizer that ``save_pretrained`` wrote to ``folder``. Raises AeroError if it is missing or damaged."""
     from transformers import PreTrainedTokenizerFast
 
+    folder = located(folder)
     if not (folder / "tokenizer.json").is_file():
         raise AeroError(f"{folder} holds no tokenizer (no tokenizer.json).")
     try:

@@ -22,6 +22,7 @@ from rich.progress import Progress
 
 from aero.errors import AeroError
 from aero.files import write_json
+from aero.shipped import located
 from aero.train.corpus import Split, load_manifest
 from aero.train.folder import folder_when_done, refuse_foreign
 from aero.train.recipes import Recipe
@@ -399,7 +400,7 @@ def _require_same_run(out: Path, now: TrainingResult) -> None:
 
 def _digest(folder: Path) -> str:
     """SHA-256 of the weights in ``folder``, all files of them. Raises AeroError if there are none."""
-    files = sorted(folder.glob("*.safetensors"))
+    files = sorted(located(folder).glob("*.safetensors"))
     if not files:
         raise AeroError(f"{folder} holds no weights: name a folder that aero train wrote.")
     total = hashlib.sha256()

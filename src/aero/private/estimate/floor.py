@@ -27,8 +27,10 @@ from aero.private.estimate.forecast import lowered, some_angles
 from aero.private.estimate.laws import LAWS, Laws
 from aero.private.estimate.operations import Listing, Operation
 from aero.private.messages import EmbeddingMode
+from aero.private.precision import fraction_bits_of
 from aero.private.program import Program, Step
 from aero.private.protocols import ALONE, Protocol
+from aero.private.ring import computing_with
 
 Form = Literal["engine", "merged"]
 FORMS: tuple[Form, ...] = get_args(Form)
@@ -208,8 +210,9 @@ def least(
         graph.wires[name] = Wire(size, 0, open=0 if protocol.weights == "cached" and len(shapes[name]) == 2 else None)
     shapes["tokens"] = program.input_shape(tokens)
     graph.wires["tokens"] = Wire(shapes["tokens"][0] * shapes["tokens"][1], 0, owner=True)
-    for step in program.forward(0, tokens):
-        listing, outputs = lowered(step, shapes)
-        shapes.update(zip(step.outputs, outputs, strict=True))
-        graph.take(step, listing)
+    with computing_with(fraction_bits_of(config)):
+        for step in program.forward(0, tokens):
+            listing, outputs = lowered(step, shapes)
+            shapes.update(zip(step.outputs, outputs, strict=True))
+            graph.take(step, listing)
     return graph.floor
