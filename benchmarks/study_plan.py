@@ -52,7 +52,7 @@ OTHERS = (
 BEST = (BASELINE, "static+bilinear", "static+bilinear+bounded")
 """The rows that are also trained with longer contexts and deeper."""
 STABLE = ("static+bilinear", "static+bilinear+bounded")
-RATES = (5e-4, 1e-3)
+RATES = (2.5e-4, 5e-4, 1e-3, 2e-3)
 CURE_RATE = 1e-3
 """At which static norms that lack something do not finish."""
 ABLATIONS = ("scale", "stray", "settle", "guard", "everything")
