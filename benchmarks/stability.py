@@ -113,11 +113,11 @@ def schedules(config: ModelConfig) -> Annealing:
     return Annealing(static=StaticSchedule() if static else None)
 
 
-def penalty(model: Decoder, out: DecoderOutput, annealing: Annealing) -> Tensor | float:
+def penalty(model: Decoder, out: DecoderOutput, annealing: Annealing, growth: float = 1.0) -> Tensor | float:
     """What the loss holds beside the cross-entropy, as ``AeroForCausalLM`` has it."""
     total: Tensor | float = 0.0
     if out.logit_penalty is not None:
-        total = total + PENALTY_STRENGTH * out.logit_penalty
+        total = total + PENALTY_STRENGTH * growth * out.logit_penalty
     deviation = static_deviation(model)
     if deviation is not None and annealing.static is not None:
         total = total + annealing.static.deviation * deviation

@@ -20,11 +20,15 @@ BLOCK_SCORES = 2**22
 GPU_BLOCKS = 32
 """How much larger blocks are on a GPU, which small ones leave idle: 512 MiB in float32."""
 
-PENALTY_FROM = 0.6
+PENALTY_FROM = 0.75
 """The share of the bound from which a logit is penalised: the rest is the margin for text not seen in training."""
 
 PENALTY_STRENGTH = 0.1
-"""Factor on the penalty in the loss of ``AeroForCausalLM``."""
+"""Factor on the penalty in the loss of ``AeroForCausalLM``, at first."""
+
+PENALTY_GROWTH = 30.0
+"""What that factor has grown by in the end: a strong penalty stops a model that is just beginning to attend, a weak one
+leaves single logits beyond the bound."""
 
 
 def causal_scores(q: Tensor, k: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:
@@ -81,8 +85,6 @@ def _excess(q: Tensor, k: Tensor, offset: Tensor | None, bound: float, first: in
     if offset is not None:
         scores = scores + offset[:, None, None].to(scores.dtype)
     size = scores.abs().masked_fill(hidden, 0.0)
-    most = (1 - PENALTY_FROM) * bound
     excess = (size - PENALTY_FROM * bound).clamp(min=0.0)
-    squares = excess.clamp(max=most).square()
-    beyond = (excess - most).clamp(min=0.0) * (2 * most + 4 * most**3)
-    return (squares + squares.square() + beyond).sum(), size.detach().amax((0, 2, 3))
+    charge = torch.where(excess < 1, excess.square(), 2 * excess - 1)
+    return charge.sum(), size.detach().amax((0, 2, 3))
