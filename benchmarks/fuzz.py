@@ -7,7 +7,7 @@
 making, true ones with a field changed, bytes changed, cut, doubled, in another order, or none, over pieces of any size.
 ``settings``: a party's configuration file with surprising types, values, tables, cuts and bytes. Inputs come from
 Hypothesis, a fresh seed for each batch. An input fails if anything but an AeroError comes out, if that is not one
-short printable sentence, or if it takes longer than SLOW seconds.
+short printable sentence, or if it takes longer than SLOW seconds; a run fails, too, if no input ended well.
 """
 
 from __future__ import annotations
@@ -47,6 +47,9 @@ SILENCE = 0.02
 
 BATCH = 500
 """Inputs drawn with one seed."""
+
+GOOD = {"handshake": "agreed", "settings": "read"}
+"""How true inputs end; where none does, inputs do not reach what comes last."""
 
 PLAN = handshake.plan_of("gpt2-tiny", gpt2_tiny(), 0, "aby3", "private", "polynomial")
 SESSION = "a" * 64
@@ -194,10 +197,10 @@ def speak(loop: asyncio.AbstractEventLoop, side: str, script: list[bytes], cuts:
 
 def fuzz_handshake(outcomes: Outcomes) -> tuple[Callable[..., None], list[st.SearchStrategy[Any]]]:
     """What runs one input against a side and against the reading of messages alone, and where inputs come from."""
-    hello = encode(Hello(version=1, release=__version__, role="client", nonce="0" * 64))
+    hello = encode(Hello(version=handshake.VERSION, release=__version__, role="client", nonce="0" * 64))
     welcome = encode(
         Welcome(
-            version=1,
+            version=handshake.VERSION,
             release=__version__,
             role="model",
             nonce="2" * 64,
@@ -316,6 +319,8 @@ def main(argv: list[str]) -> None:
         while time.monotonic() - started < 60 * arguments.minutes:
             drawn(seed(arguments.seed + batches)(given(*inputs)(run)))()
             batches += 1
+    if not outcomes.ended[GOOD[arguments.what]]:
+        outcomes.failures.append(f"none ended as {GOOD[arguments.what]}: true messages and files are made wrongly")
     report = {
         "program": "benchmarks/fuzz.py",
         "command": "python " + " ".join(shlex.quote(word) for word in sys.argv),
