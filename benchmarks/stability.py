@@ -39,7 +39,6 @@ from aero.entropy.regularizer import Reduction
 from aero.files import write_json
 from aero.model.decoder import Decoder, DecoderOutput
 from aero.model.init import learning_rate_factors, start_alpha, undecayed
-from aero.model.logits import PENALTY_STRENGTH
 from aero.model.norm import static_deviation
 from stability_corpus import Corpus, batches, load_corpus
 
@@ -113,11 +112,11 @@ def schedules(config: ModelConfig) -> Annealing:
     return Annealing(static=StaticSchedule() if static else None)
 
 
-def penalty(model: Decoder, out: DecoderOutput, annealing: Annealing, growth: float = 1.0) -> Tensor | float:
+def penalty(model: Decoder, out: DecoderOutput, annealing: Annealing, strength: float) -> Tensor | float:
     """What the loss holds beside the cross-entropy, as ``AeroForCausalLM`` has it."""
     total: Tensor | float = 0.0
     if out.logit_penalty is not None:
-        total = total + PENALTY_STRENGTH * growth * out.logit_penalty
+        total = total + strength * out.logit_penalty
     deviation = static_deviation(model)
     if deviation is not None and annealing.static is not None:
         total = total + annealing.static.deviation * deviation
@@ -156,7 +155,7 @@ def train(row: Row, corpus: Corpus, arguments: argparse.Namespace, seed: int) ->
                 out = model(windows[:, :-1], with_entropy=regularizer is not None, with_logits=bounds)
                 loss = loss_of(out.logits, windows[:, 1:])
             total += loss.detach() / arguments.accumulate
-            loss = loss + penalty(model, out, annealing)
+            loss = loss + penalty(model, out, annealing, annealing.logit_strength(step, steps))
             if regularizer is not None and out.entropies is not None:
                 charged = regularizer(out.entropies)
                 penalties[step] += charged.detach() / arguments.accumulate

@@ -19,11 +19,10 @@ from torch import Tensor, nn
 
 from aero import provenance
 from aero.config import ModelConfig
-from aero.eliminate.anneal import Ramp
+from aero.eliminate.bounds import largest_logits
 from aero.entropy import EntropyRegularizer, EntropyRegularizerConfig, bucket_shares, head_entropy, reachable_entropy
 from aero.files import write_json
 from aero.model.decoder import Decoder
-from aero.model.logits import PENALTY_GROWTH
 from stability import Row, cross_entropy, learning_rate, make_optimizer, penalty
 from study_ablation import largest_u, largest_u_of_text, schedules_without
 from study_corpus import StudyCorpus
@@ -87,14 +86,14 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = run.rate * group["factor"] * learning_rate(step, steps)
         annealing.apply(model, step, steps)
-        growth = 1 + (PENALTY_GROWTH - 1) * Ramp(start=0.3, end=0.6).at(step, steps)
+        strength = annealing.logit_strength(step, steps)
         total = torch.zeros((), device=device)
         for rows in next(source).chunk(parts):
             windows, share = rows.to(device, non_blocking=True).long(), len(rows) / size
             with torch.autocast("cuda", torch.bfloat16) if compiled else nullcontext():
                 result = model(windows[:, :-1], with_entropy=regularizer is not None, with_logits=bounds)
                 loss = loss_of(result.logits, windows[:, 1:])
-            objective = loss + penalty(model, result, annealing, growth)
+            objective = loss + penalty(model, result, annealing, strength)
             if regularizer is not None and result.entropies is not None:
                 objective = objective + regularizer(result.entropies)
             (objective * share).backward()
@@ -213,7 +212,13 @@ def evaluate(model: Decoder, config: ModelConfig, held_out: Tensor, device: str)
         "head_entropy": [[round(value, 4) for value in layer] for layer in entropy.tolist()],
         "buckets_of_reachable": list(bucket_shares(entropy, reachable_entropy(config.context))),
         "buckets_of_observed": list(bucket_shares(entropy)),
+        "largest_logit_held_out": reach(model, rows) if any(layer.bounds_logits for layer in config.layers) else None,
     }
+
+
+def reach(model: Decoder, rows: Tensor) -> float:
+    """The largest logit of any head that has a bound, on ``rows`` [n, T + 1]."""
+    return max(float(top.max()) for top in largest_logits(model, rows[:, :-1].numpy()) if top is not None)
 
 
 def operators(config: ModelConfig) -> dict[str, int]:

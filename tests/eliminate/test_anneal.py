@@ -20,7 +20,7 @@ from aero.eliminate.fold import fold
 from aero.errors import AeroError
 from aero.model import AeroConfig, AeroForCausalLM, Decoder, set_static_blend, static_norms
 from aero.model.feedforward import ORIGINS as FUNCTIONS
-from aero.model.logits import PENALTY_STRENGTH
+from aero.model.logits import PENALTY_AT_FIRST, PENALTY_STRENGTH
 
 ALL = Annealing(
     static=StaticSchedule(start=0.25, end=0.75, stagger=0.5),
@@ -215,7 +215,7 @@ def test_the_losss_penalties_follow_and_evaluation_has_none() -> None:
     ALL.apply(model, 0, 100)
     assert model.logit_strength == 0.0
     ALL.apply(model, 25, 100)
-    assert model.logit_strength == 0.5 * PENALTY_STRENGTH
+    assert model.logit_strength == 0.5 * PENALTY_AT_FIRST
     for block in model.decoder.blocks():
         block.feedforward.anneal_from("gelu", 1.0)
         block.attention.anneal_power(1.0)
@@ -241,3 +241,12 @@ def test_the_losss_penalties_follow_and_evaluation_has_none() -> None:
 def test_the_schedules_load_no_library() -> None:
     code = "import sys, aero.eliminate.anneal; sys.exit(bool({'torch', 'numpy', 'transformers'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
+
+
+def test_the_logit_penalty_grows_once_a_model_attends() -> None:
+    annealing = Annealing()
+    assert [annealing.logit_strength(step, 100) for step in (0, 30)] == [PENALTY_AT_FIRST] * 2
+    assert annealing.logit_strength(45, 100) == pytest.approx((PENALTY_AT_FIRST + PENALTY_STRENGTH) / 2)
+    assert [annealing.logit_strength(step, 100) for step in (60, 100)] == [PENALTY_STRENGTH] * 2
+    late = Annealing(bound=Ramp(start=0.5, end=1.0))
+    assert late.logit_strength(75, 100) == 0.5 * PENALTY_STRENGTH

@@ -112,11 +112,9 @@ def test_the_floor_bounds_the_derivative(exponent: int) -> None:
 
 
 def charge(size: Any, bound: float) -> Any:
-    """For one logit: e^2 + e^4 up to the bound, from there on the tangent."""
-    excess, most = size - PENALTY_FROM * bound, bound - PENALTY_FROM * bound
-    if size <= bound:
-        return excess**2 + excess**4
-    return most**2 + most**4 + (2 * most + 4 * most**3) * (size - bound)
+    """For one logit: the square of what is too much of it, from 1 on the square's tangent."""
+    excess = size - PENALTY_FROM * bound
+    return excess**2 if excess <= 1 else 2 * excess - 1
 
 
 @pytest.mark.parametrize("block", [1, 2**22])

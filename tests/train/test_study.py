@@ -44,7 +44,7 @@ def test_the_plan_covers_the_study_and_no_name_is_twice(study: Any) -> None:
     assert len(set(names)) == len(names)
     count = {phase: sum(run.phase == phase for run in runs) for phase in dict.fromkeys(run.phase for run in runs)}
     assert count == {
-        "search": 12,
+        "search": 24,
         "main": 18,
         "stability": 10,
         "context": 18,
@@ -158,7 +158,7 @@ def test_the_program_lists_runs_side_by_side_and_sums_up(
     assert study.main([*words, "--only", "search", "--list"]) == 0
     listed = capsys.readouterr().out
     assert listed.count("done") == 2
-    assert listed.count("missing") == 10  # six rows at two rates
+    assert listed.count("missing") == 22  # six rows at four rates, less two
     assert study.main([*words, "--only", names[0]]) == 0  # nothing left to do
     with pytest.raises(SystemExit):
         study.main([*words, "--only", "nothing"])

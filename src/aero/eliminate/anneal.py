@@ -46,6 +46,10 @@ class Ramp:
         return min(1.0, max(0.0, (step / steps - self.start) / (self.end - self.start)))
 
 
+GROWTH = Ramp(start=0.3, end=0.6)
+"""From the strength that the logit penalty has at first to its full one."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class StaticSchedule(Ramp):
     """When static norms give up their 1/sigma, and what keeps them from missing it.
@@ -107,7 +111,8 @@ class Annealing:
     """Everything that a run takes away while it trains; None where the model is what it is from the first step.
 
     static: of the static norms. activation: of the feed-forward branches that have the configuration's kind.
-    bound: ramp of the logit penalty's strength, for bounded softmax and power attention; None is full strength always.
+    bound: ramp on the logit penalty's strength, for bounded softmax and power attention, from a model whose logits are
+        free; None for 1. The strength itself always grows along ``GROWTH``.
     power: ramp from softmax to power attention.
     """
 
@@ -141,6 +146,13 @@ class Annealing:
         """Share of the training steps from which the model is what its configuration says; 0 if it always is."""
         return max((each.end for each in (self.static, self.activation, self.power) if each is not None), default=0.0)
 
+    def logit_strength(self, step: int, steps: int) -> float:
+        """The factor on the penalty for logits near their bound, for a step of ``steps``."""
+        from aero.model.logits import PENALTY_AT_FIRST, PENALTY_STRENGTH
+
+        grown = PENALTY_AT_FIRST + (PENALTY_STRENGTH - PENALTY_AT_FIRST) * GROWTH.at(step, steps)
+        return grown * (1.0 if self.bound is None else self.bound.at(step, steps))
+
     def apply(self, model: nn.Module, step: int, steps: int) -> None:
         """Set ``model``, an ``AeroForCausalLM`` or ``Decoder``, wrapped or not, for the step with this index.
 
@@ -150,7 +162,6 @@ class Annealing:
         from aero.model.attention import Attention
         from aero.model.feedforward import Dropped, FeedForward
         from aero.model.huggingface import AeroForCausalLM
-        from aero.model.logits import PENALTY_STRENGTH
         from aero.model.norm import static_norms
 
         if self.static is not None:
@@ -166,4 +177,4 @@ class Annealing:
                 module.anneal_power(self.power.at(step, steps))
             elif isinstance(module, AeroForCausalLM):
                 module.deviation_strength = 0.0 if self.static is None else self.static.deviation
-                module.logit_strength = PENALTY_STRENGTH * (1.0 if self.bound is None else self.bound.at(step, steps))
+                module.logit_strength = self.logit_strength(step, steps)

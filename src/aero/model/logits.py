@@ -23,12 +23,12 @@ GPU_BLOCKS = 32
 PENALTY_FROM = 0.75
 """The share of the bound from which a logit is penalised: the rest is the margin for text not seen in training."""
 
-PENALTY_STRENGTH = 0.1
-"""Factor on the penalty in the loss of ``AeroForCausalLM``, at first."""
+PENALTY_STRENGTH = 3.0
+"""Factor on the penalty in the loss of ``AeroForCausalLM``: single logits on unseen text then stay within the bound."""
 
-PENALTY_GROWTH = 30.0
-"""What that factor has grown by in the end: a strong penalty stops a model that is just beginning to attend, a weak one
-leaves single logits beyond the bound."""
+PENALTY_AT_FIRST = 0.1
+"""The same while a model only begins to attend: logits then stray by themselves, and charged in full they would leave
+nothing of the gradient's other parts once it is clipped. ``aero.eliminate.anneal`` says when it grows."""
 
 
 def causal_scores(q: Tensor, k: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:
@@ -60,12 +60,11 @@ def logit_excess(q: Tensor, k: Tensor, *, offset: Tensor | None, bound: float) -
     """How much the logits x = q k^T + offset of the causal triangle exceed PENALTY_FROM times ``bound``.
 
     q: [B, H, Tq, D], scaled, the last Tq positions; k: [B, Hkv, Tk, D]; offset: [H], or None for 0.
-    Returns the penalty and the largest |x| of every head, [H], detached. The penalty is e^2 + e^4 of every excess
-    e = max(0, |x| - PENALTY_FROM * bound), summed over heads and keys and averaged over batch and queries. Summed over
-    keys: one logit that strays costs the same in a long row and in a short one. The fourth power is for the few that
-    stray far, which an average over queries hardly sees, and one of which is enough to spoil an answer. Beyond the
-    bound the penalty goes on as a straight line: in the first steps logits can be a hundred times too large, and the
-    slope of a fourth power there, 1e7, leaves nothing of the gradient's other parts once it is clipped.
+    Returns the penalty and the largest |x| of every head, [H], detached. The penalty is e^2 of every excess
+    e = max(0, |x| - PENALTY_FROM * bound) up to e = 1 and 2 e - 1 from there on, summed over heads and keys and
+    averaged over batch and queries. Summed over keys: one logit that strays costs the same in a long row and in a short
+    one. Straight: in the first steps logits can be a hundred times too large, and any steeper penalty's slope is then
+    all that is left of a clipped gradient.
     """
     penalty, largest = q.new_zeros((), dtype=torch.promote_types(q.dtype, torch.float32)), None
     for rows, seen, first in causal_blocks(q, k, BLOCK_SCORES * (GPU_BLOCKS if q.is_cuda else 1)):
