@@ -1,7 +1,8 @@
-"""One process of the distributed tests: ``python distributed_worker.py MODE OUT``, ranks from the environment.
+"""One process of the distributed tests: ``python distributed_worker.py MODES OUT``, ranks from the environment.
 
-Trains a stock GPT-2 with the entropy regulariser for a few steps on its share of every batch. The first process writes
-losses, thresholds, strengths, the anchor and the recorded entropies to OUT as JSON.
+Trains a stock GPT-2 with the entropy regulariser for a few steps on its share of every batch, anew for each of the
+modes, which are separated by commas. The first process writes losses, thresholds, strengths, the anchor and the
+recorded entropies, by mode, to OUT as JSON.
 """
 
 from __future__ import annotations
@@ -152,23 +153,25 @@ def with_trainer(world: int, home: Path) -> dict[str, Any]:
     }
 
 
-def main(mode: str, out: Path) -> None:
+def main(modes: list[str], out: Path) -> None:
     torch.set_num_threads(1)
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    if mode.startswith("trainer"):
-        result = with_trainer(world, out.parent / mode)
-    else:
-        if world > 1:
+    results = {}
+    for mode in modes:
+        if mode == "trainer":
+            results[mode] = with_trainer(world, out.parent / mode)
+            continue
+        if world > 1 and not dist.is_initialized():
             dist.init_process_group("gloo")
-        result = plain_loop(mode, rank, world)
+        results[mode] = plain_loop(mode, rank, world)
     if rank == 0:
-        out.write_text(json.dumps(result), encoding="utf-8")
+        out.write_text(json.dumps(results), encoding="utf-8")
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(sys.argv[1].split(","), Path(sys.argv[2]))
     # All is written. Native threads of the process group now and then abort an orderly end of the second process.
     os._exit(0)
