@@ -1,4 +1,4 @@
-"""A real browser, spoken to over the W3C WebDriver protocol."""
+"""A real browser, spoken to over the W3C WebDriver protocol and, for what that lacks, chromium's own."""
 
 from __future__ import annotations
 
@@ -15,26 +15,45 @@ from aero.private.watch import free_ports
 
 AVAILABLE = shutil.which("chromedriver") is not None and shutil.which("chromium") is not None
 
+# What a browser does of its own accord (updates, sync, first-run pages) would be requests that no page made.
+FLAGS = [
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-dev-shm-usage",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
 
 class Browser:
-    """One headless chromium window, as a context manager."""
+    """One headless chromium window, as a context manager. ``profile``: a folder of its own, made anew."""
 
     def __init__(self, profile: Path, width: int = 900, height: int = 760) -> None:
         self._port = free_ports(1)[0]
         self._driver = subprocess.Popen(
             ["chromedriver", f"--port={self._port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        flags = ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage", f"--user-data-dir={profile}"]
-        options = {"args": [*flags, f"--window-size={width},{height}"], "binary": shutil.which("chromium")}
-        wanted = {"capabilities": {"alwaysMatch": {"browserName": "chrome", "goog:chromeOptions": options}}}
-        deadline = time.monotonic() + 30.0
+        flags = [*FLAGS, f"--user-data-dir={profile}", f"--window-size={width},{height}"]
+        asked = {
+            "browserName": "chrome",
+            "goog:chromeOptions": {"args": flags, "binary": shutil.which("chromium")},
+            "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"},
+        }
+        deadline = time.monotonic() + 60.0
         while True:
             try:
-                self._session = "/session/" + self._call("POST", "/session", wanted)["sessionId"]
+                self._session = (
+                    "/session/" + self._call("POST", "/session", {"capabilities": {"alwaysMatch": asked}})["sessionId"]
+                )
                 return
             except OSError:
                 if time.monotonic() > deadline:
                     self._driver.kill()
+                    self._driver.wait()
                     raise
                 time.sleep(0.2)
 
@@ -49,7 +68,9 @@ class Browser:
             self._driver.wait()
 
     def open(self, url: str) -> None:
-        """Load a page."""
+        """Load a page; what the one before asked for and said is forgotten."""
+        self.requests()
+        self.complaints()
         self._call("POST", f"{self._session}/url", {"url": url})
 
     def run(self, script: str) -> Any:
@@ -64,9 +85,33 @@ class Browser:
         """Click an element."""
         self._call("POST", f"{self._session}/element/{self._find(selector)}/click", {})
 
-    def screenshot(self, path: Path) -> None:
-        """Save what is to be seen."""
-        path.write_bytes(base64.b64decode(self._call("GET", f"{self._session}/screenshot")))
+    def view(self, width: int, height: int = 844, *, dark: bool = False) -> None:
+        """Show pages as a screen of that size in CSS pixels does, in the light or the dark."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+        self.command("Emulation.setDeviceMetricsOverride", **size)
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.command("Emulation.setEmulatedMedia", features=[scheme])
+
+    def screenshot(self, path: Path, *, whole: bool = False) -> None:
+        """Save what is to be seen; whole: and what scrolling would show."""
+        shot = self.command("Page.captureScreenshot", captureBeyondViewport=whole)
+        path.write_bytes(base64.b64decode(shot["data"]))
+
+    def complaints(self) -> list[str]:
+        """What the console got since the page was opened, or since the last call, of any level."""
+        return [entry["message"] for entry in self._log("browser")]
+
+    def requests(self) -> list[str]:
+        """Addresses that were asked for in that time."""
+        messages = [json.loads(entry["message"])["message"] for entry in self._log("performance")]
+        return [each["params"]["request"]["url"] for each in messages if each["method"] == "Network.requestWillBeSent"]
+
+    def command(self, name: str, **parameters: Any) -> Any:
+        """A command of chromium's own protocol."""
+        return self._call("POST", f"{self._session}/goog/cdp/execute", {"cmd": name, "params": parameters})
+
+    def _log(self, kind: str) -> list[dict[str, Any]]:
+        return list(self._call("POST", f"{self._session}/se/log", {"type": kind}))
 
     def _find(self, selector: str) -> str:
         found = self._call("POST", f"{self._session}/element", {"using": "css selector", "value": selector})

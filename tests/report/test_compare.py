@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from typer.testing import CliRunner
 from aero.errors import AeroError
 from aero.report.collect import collect
 from aero.report.compare_page import render_compare_page
-from aero.report.compare_plots import Point, heat_maps, undominated
+from aero.report.compare_plots import Point, Series, frontier, heat_maps, seconds, undominated
 from aero.report.runs import HeadMap, Runs, reachable
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
@@ -109,6 +110,67 @@ def test_perplexity_meets_bytes_only_for_the_same_row_depth_and_length(tmp_path:
     assert f"SM+LN+G, GELU by tanh: {math.exp(3.0):.4g} at 6.7 GB" in frontier
     alone = [d["aria-label"] or "" for d in Page(page(collect([*files[2:], REMOVAL]))).named("svg")]
     assert not [text for text in alone if text.startswith("Perplexity against bytes")]
+
+
+def test_runs_of_one_model_that_read_alike_are_one_point_of_a_frontier(tmp_path: Path) -> None:
+    """Each name and mark in a drawing stands for a place of its own: what lies under another point is not seen."""
+    files = [
+        write(tmp_path, "a.json", document("SM+LN+G", 0, 3.0, layers=12, context=128)),
+        write(tmp_path, "b.json", document("static+bilinear+bounded", 0, 3.1, layers=12, context=128)),
+    ]
+    runs = collect([RESULTS, *files])
+    drawings = [each for each in Page(page(runs)).named("svg") if "Perplexity against" in (each["aria-label"] or "")]
+    (said,) = (
+        each["aria-label"] or ""
+        for each in drawings
+        if "6.7 GB" in (each["aria-label"] or "") and "1.3 GB" in (each["aria-label"] or "")
+    )
+    places = [each.partition(": ")[2].rstrip(".") for each in said.partition(". ")[2].split("; ")]
+    assert len(set(places)) == len(places) >= 4
+    assert "static+bilinear+bounded: 22.2 at 1.3 GB" in said  # five runs of one figure need no more than the name
+    assert re.search(r"GELU by tanh[^;]* and 3 more: 20\.09 at 6\.7 GB", said)
+    assert re.search(r"GELU by tanh, program 646a991: 20\.09 at 7\.3 GB", said)
+
+
+def test_a_drawings_caption_says_what_is_in_it() -> None:
+    far, near, low = Point(9.0, 9.0), Point(2.0, 5.0), Point(8.0, 1.0)
+    one, two, three = (Series(str(point.bytes), [point], joined=False) for point in (far, near, low))
+    for series, words in (
+        ([one], "Left and down is better."),
+        ([one, two], "Left and down is better; nothing is below 2.0 in either."),
+        ([one, two, three], "Left and down is better; the grey line joins what nothing beats in both."),
+    ):
+        assert frontier(series, "name", "Of points").caption == f"Of points. {words}"
+    costs = collect([REMOVAL]).costs
+    assert seconds(costs, "name").caption == "Wall time to read the prompt."
+    pale = [*costs, replace(costs[0], network="estimate")]
+    assert seconds(pale, "name").caption == "Wall time to read the prompt; estimates are pale."
+
+
+def test_more_runs_than_colours_stay_apart() -> None:
+    series = [Series(f"run {place}", [Point(place + 1.0, 9.0)], joined=False) for place in range(30)]
+    drawn = frontier(series, "name", "Of points").svg
+    marks = re.findall(r'<use href="(#[^"]+)"[^>]*style="fill: (#\w+)', drawn)
+    assert len(marks) >= 30
+    assert len(set(marks)) >= 30
+
+
+def test_a_models_heads_are_drawn_once_and_under_a_name_of_their_own(tmp_path: Path) -> None:
+    report = json.loads((RESULTS / "demo-aby3.json").read_text())
+    same = write(tmp_path, "same.json", report)
+    report["models"][0]["entropy"]["mean"][0][0] += 0.5
+    other = write(tmp_path, "other.json", report)
+    labels = [each.label for each in collect([RESULTS / "demo-aby3.json", same, other]).heads]
+    name, ours = (f"{model['label']} ({model['name']})" for model in report["models"])
+    assert labels == [f"{name}, demo-aby3", ours, f"{name}, other"]
+
+
+def test_a_record_of_training_has_the_name_of_its_folder_or_its_own(tmp_path: Path) -> None:
+    text = (RESULTS / "code-bounded-training.json").read_text()
+    (tmp_path / "small").mkdir()
+    for name, label in (("training.json", "small"), ("kept.json", "kept")):
+        (tmp_path / "small" / name).write_text(text)
+        assert [each.label for each in collect([tmp_path / "small" / name]).heads] == [label]
 
 
 def test_plans_of_one_model_share_a_drawing() -> None:

@@ -151,3 +151,13 @@ def test_more_operators_than_colours(report: Any) -> None:
 def test_the_same_report_gives_the_same_page(report: Any, tmp_path: Path) -> None:
     write_page(report, tmp_path / "report.html")
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == render_page(report)
+
+
+def test_what_was_prepared_beforehand_is_said_of_each_phase_in_a_sentence_of_its_own(report: Any) -> None:
+    for model in report["models"]:
+        model["private"]["setup"]["offline"]["statement"] = "sharing the weights, once"
+        for phase in ("prefill", "per_token"):
+            model["private"][phase]["offline"]["statement"] = "nothing: this phase follows"
+    text = Page(render_page(report)).text
+    assert "Prepared beforehand (set-up, once): sharing the weights, once" in text
+    assert "Prepared beforehand (reading the prompt; each further token): nothing: this phase follows" in text

@@ -96,7 +96,8 @@ def test_durations(value: float, shown: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ratio", "shown"), [(3.41, "3.4x less"), (0.5, "2.0x more"), (1.0, "the same"), (1.04, "1.04x less")]
+    ("ratio", "shown"),
+    [(3.41, "3.4x less"), (0.5, "2.0x more"), (1.0, "the same"), (1.04, "1.04x less"), (1.0993, "1.1x less")],
 )
 def test_ratios_in_words(ratio: float, shown: str) -> None:
     assert units.times(ratio) == shown

@@ -19,6 +19,9 @@ from aero.report.runs import Cost, Drift, HeadMap, PlanCurve, Quality, Runs, Set
 BUNDLES = ("documents", "plans")
 """Where a program keeps the documents of several commands, by label."""
 
+TRAINING = "training.json"
+"""What ``aero train`` calls its record, in the model's folder."""
+
 
 def collect(paths: Sequence[Path]) -> Runs:
     """Every run in ``paths``: JSON files, and folders, whose JSON files are read and none deeper.
@@ -35,6 +38,7 @@ def collect(paths: Sequence[Path]) -> Runs:
         elif not _take(runs, path):
             raise AeroError(f"{path} is not a run: no command that this page knows wrote it.")
     runs.costs = _told_apart(runs.costs)
+    runs.heads = _models_apart(runs.heads)
     runs.left_out = [file for file in runs.left_out if file not in {str(path) for path in paths}]
     return runs
 
@@ -66,7 +70,8 @@ def _documents(value: dict[str, Any], where: str, folder: str) -> Iterable[tuple
         return
     kind = kind_of(value)
     if kind is not None:
-        name = folder if kind == "training" else ""
+        # All records of training have one name as written, and their folder has the model's.
+        name = folder if Path(where).name == TRAINING else ""
         yield kind, checked(value, kind, where), Path(where).stem, name
         return
     if isinstance(value.get("cells"), list):
@@ -122,7 +127,7 @@ def _take_report(runs: Runs, report: Any, where: str) -> None:
             )
         )
         entropy = model["entropy"]
-        runs.heads.append(HeadMap(label=label, mean=entropy["mean"], top=entropy["reachable_maximum"]))
+        runs.heads.append(HeadMap(label=label, mean=entropy["mean"], top=entropy["reachable_maximum"], where=where))
 
 
 def _take_private(runs: Runs, document: Any, _: str) -> None:
@@ -199,10 +204,9 @@ def _take_estimate(runs: Runs, document: Any, _: str) -> None:
     )
 
 
-def _take_entropy(runs: Runs, document: Any, _: str) -> None:
-    runs.heads.append(
-        HeadMap(label=document["model"]["name"], mean=document["mean"], top=document["reachable_maximum"])
-    )
+def _take_entropy(runs: Runs, document: Any, where: str) -> None:
+    label, top = document["model"]["name"], document["reachable_maximum"]
+    runs.heads.append(HeadMap(label=label, mean=document["mean"], top=top, where=where))
 
 
 def _take_emulation(runs: Runs, document: Any, _: str) -> None:
@@ -281,13 +285,30 @@ def _with_gelu(name: str, gelu: str | None) -> str:
 def _told_apart(costs: Sequence[Cost]) -> list[Cost]:
     """Runs of one setting that would carry the same name also carry their network, or the commit of the program."""
     named = [
-        replace(cost, label=cost.label if cost.network == "loopback" else f"{cost.label} ({cost.network})")
+        replace(
+            cost,
+            name=cost.label,
+            label=cost.label if cost.network == "loopback" else f"{cost.label} ({cost.network})",
+        )
         for cost in costs
     ]
     often = Counter((cost.setting, cost.label) for cost in named)
     return [
         replace(cost, label=f"{cost.label}, program {cost.commit[:7]}") if often[cost.setting, cost.label] > 1 else cost
         for cost in named
+    ]
+
+
+def _models_apart(heads: Sequence[HeadMap]) -> list[HeadMap]:
+    """Each model's heads once; models of one name also carry their file's."""
+    alone: list[HeadMap] = []
+    for each in heads:
+        if not any((each.label, each.mean) == (other.label, other.mean) for other in alone):
+            alone.append(each)
+    often = Counter(each.label for each in alone)
+    return [
+        replace(each, label=f"{each.label}, {each.where}") if often[each.label] > 1 and each.where else each
+        for each in alone
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -80,13 +81,13 @@ def frontiers(
     plots: list[Plot] = []
     for setting, members in settings.items():
         for measured in dict.fromkeys(quality.measured for quality in qualities):
-            series = [
-                Series(cost.label, [Point(cost.bytes, quality.perplexity, quality.spread)], joined=False)
+            found = [
+                (cost, quality)
                 for cost in members
                 for quality in qualities
                 if quality.measured == measured and quality.key == cost.key
             ]
-            if series:
+            if series := merged(found):
                 said = f"{setting}; perplexity on {measured}"
                 plots.append(compare_plots.frontier(series, f"frontier-{len(plots)}", said))
     groups: dict[tuple[str, int, tuple[float, float]], list[PlanCurve]] = {}
@@ -97,6 +98,22 @@ def frontiers(
         said = f"One nonlinearity after another removed, nothing trained afterwards; {protocol}, {tokens} tokens"
         plots.append(compare_plots.frontier(series, f"frontier-{len(plots)}", said))
     return plots
+
+
+def merged(found: Sequence[tuple[Cost, Quality]]) -> list[Series]:
+    """A series for each model and cost. Runs of one model that read alike stand at one place, under one name."""
+    places: dict[tuple[str, float, str], list[tuple[Cost, Quality]]] = {}
+    for cost, quality in found:
+        read = units.count_of_bytes(cost.bytes)
+        places.setdefault((cost.name, quality.perplexity, read), []).append((cost, quality))
+    often = Counter(name for name, _, _ in places)
+    series = []
+    for (name, _, _), members in places.items():
+        cost, quality = members[0]
+        more = f" and {len(members) - 1} more" if len(members) > 1 else ""
+        label = name if more and often[name] == 1 else f"{cost.label}{more}"
+        series.append(Series(label, [Point(cost.bytes, quality.perplexity, quality.spread)], joined=False))
+    return series
 
 
 def cost_grid(setting: Setting, costs: Sequence[Cost]) -> Grid:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from matplotlib import colormaps
 from matplotlib.axes import Axes
@@ -53,7 +55,9 @@ def frontier(series: Sequence[Series], name: str, measured: str) -> Plot:
             steps = sorted((point.bytes, point.perplexity) for point in best)
             axes.step(*zip(*steps, strict=True), where="post", color=GREY, linewidth=4, alpha=0.35, zorder=0)
         for place, each in enumerate(series):
-            colour, marker = PALETTE[place % len(PALETTE)], MARKERS[place % len(MARKERS)]
+            # Beyond ten the pairs differ: neither a colour nor a form alone tells so many apart.
+            colour = PALETTE[place % len(PALETTE)]
+            marker = MARKERS[(place + place // len(PALETTE)) % len(MARKERS)]
             xs, ys = [point.bytes for point in each.points], [point.perplexity for point in each.points]
             size = 3 if each.joined else 7
             line = "-" if each.joined else "none"
@@ -76,7 +80,17 @@ def frontier(series: Sequence[Series], name: str, measured: str) -> Plot:
             words.append(f"{each.label}: {said}")
         alt = "Perplexity against bytes. " + "; ".join(words) + "."
         svg = inline_svg(figure, name, alt)
-    return Plot(svg, alt, f"{measured}. Left and down is better; the grey line joins what nothing beats in both.")
+    return Plot(svg, alt, f"{measured}. Left and down is better{_best(series, best)}.")
+
+
+def _best(series: Sequence[Series], best: Sequence[Point]) -> str:
+    """What the caption says of the points that nothing beats; a lone point has nothing to beat."""
+    if len(best) > 1:
+        return "; the grey line joins what nothing beats in both"
+    if sum(len(each.points) for each in series) < 2:
+        return ""
+    (winner,) = (each.label for each in series if best[0] in each.points)
+    return f"; nothing is below {winner} in either"
 
 
 def undominated(points: Sequence[Point]) -> list[Point]:
@@ -134,15 +148,15 @@ def operator_bytes(costs: Sequence[Cost], colours: dict[str, str], name: str) ->
 
 
 def rounds(costs: Sequence[Cost], name: str) -> Plot:
-    """Message rounds of the prompt, one bar a run."""
+    """Message rounds of the prompt, one bar a run; estimates are pale."""
     values = [float(cost.rounds) for cost in costs]
-    return _one_bar_each(costs, values, units.count, name, "Message rounds to read the prompt.")
+    return _one_bar_each(costs, values, units.count, name, "Message rounds to read the prompt")
 
 
 def seconds(costs: Sequence[Cost], name: str) -> Plot:
     """Wall time of the prompt, one bar a run; estimates are pale."""
     values = [cost.seconds for cost in costs]
-    return _one_bar_each(costs, values, units.duration, name, "Wall time to read the prompt; estimates are pale.")
+    return _one_bar_each(costs, values, units.duration, name, "Wall time to read the prompt", unit=" s")
 
 
 def heat_maps(maps: Sequence[HeadMap], name: str) -> Plot:
@@ -152,14 +166,15 @@ def heat_maps(maps: Sequence[HeadMap], name: str) -> Plot:
     depth = max(len(each.mean) for each in maps)
     scale = colormaps["viridis"].resampled(64).with_extremes(bad=GREY)
     words = []
-    with canvas(NARROW, 0.9 + lines * (0.75 + max(0.7, min(2.2, 0.17 * depth)))) as figure:
+    height = 0.9 + lines * (0.75 + max(0.7, min(2.2, 0.17 * depth)))
+    with canvas(NARROW, height) as figure:
         grid = figure.subplots(lines, columns, squeeze=False).flat
         mesh = None
         for each, axes in zip(maps, grid, strict=False):  # in this order the grid keeps the panels that are left
             shares = [[math.nan if value is None else value / each.top for value in layer] for layer in each.mean]
             mesh = axes.pcolormesh(shares, vmin=0.0, vmax=1.0, cmap=scale, edgecolors="face", linewidth=0.2)
             axes.invert_yaxis()
-            axes.set_title(each.label, fontsize=8)
+            axes.set_title(textwrap.fill(each.label, 30, break_on_hyphens=False), fontsize=8)
             axes.set_xlabel("head", fontsize=8)
             axes.set_ylabel("layer", fontsize=8)
             axes.tick_params(labelsize=7, length=0)
@@ -172,7 +187,7 @@ def heat_maps(maps: Sequence[HeadMap], name: str) -> Plot:
             words.append(f"{each.label}: of {len(finite)} heads {low} collapsed, {high} overloaded")
         for axes in grid:
             axes.set_visible(False)
-        _scale_bar(figure, mesh)
+        _scale_bar(figure, mesh, height)
         alt = "Attention entropy of every head as a share of the reachable maximum. " + "; ".join(words) + "."
         svg = inline_svg(figure, name, alt)
     return Plot(svg, alt, "Attention entropy of every head: dark looks at one token, light at all alike.")
@@ -203,8 +218,15 @@ def drift(drifts: Sequence[Drift], name: str) -> Plot:
 
 
 def _one_bar_each(
-    costs: Sequence[Cost], values: Sequence[float], show: Callable[[float], str], name: str, caption: str
+    costs: Sequence[Cost],
+    values: Sequence[float],
+    show: Callable[[float], str],
+    name: str,
+    what: str,
+    *,
+    unit: str = "",
 ) -> Plot:
+    pale = any(cost.network == "estimate" for cost in costs)
     with canvas(NARROW, _height(costs)) as figure:
         axes = figure.subplots()
         for place, (cost, value) in enumerate(zip(costs, values, strict=True)):
@@ -212,11 +234,11 @@ def _one_bar_each(
             axes.barh(place, value, color=PALETTE[0], alpha=alpha, height=0.45, linewidth=0)
             _name(axes, place, f"{cost.label}: {show(value)}")
         _bars(axes, len(costs))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}"))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}{unit}"))
         said = "; ".join(f"{cost.label}: {show(value)}" for cost, value in zip(costs, values, strict=True))
-        alt = f"{caption.partition(';')[0].rstrip('.')}. {said}."
+        alt = f"{what}. {said}."
         svg = inline_svg(figure, name, alt)
-    return Plot(svg, alt, caption)
+    return Plot(svg, alt, f"{what}; estimates are pale." if pale else f"{what}.")
 
 
 def _height(costs: Sequence[Cost]) -> float:
@@ -251,8 +273,10 @@ def _logarithmic(axes: Axes, sizes: Sequence[float]) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: units.count_of_bytes(value)))
 
 
-def _scale_bar(figure: Figure, mesh: object) -> None:
-    bar = figure.colorbar(mesh, ax=figure.axes, location="bottom", shrink=0.6, aspect=30)  # type: ignore[arg-type]
+def _scale_bar(figure: Figure, mesh: object, height: float) -> None:
+    """Of one size, and as near, below a figure of any height in inches."""
+    place: Any = {"location": "bottom", "shrink": 0.6, "aspect": 30, "fraction": 0.2 / height, "pad": 0.1 / height}
+    bar = figure.colorbar(mesh, ax=figure.axes, **place)  # type: ignore[arg-type]
     bar.outline.set_visible(False)
     if bar.solids is not None:  # by default a bitmap, which the page's own policy forbids
         bar.solids.set(rasterized=False, edgecolor="face")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,9 +71,7 @@ def render_page(report: Report) -> str:
             operators=[rows.operators(model, phase) for phase in plots.MEASURED for model in models],
             # The drawings are made here and escape their own text; nothing else enters the page unescaped.
             figures=[{"svg": Markup(plot.svg), "alt": plot.alt, "caption": plot.caption} for plot in figures],
-            offline=sorted(
-                {model["private"][phase]["offline"]["statement"] for model in models for phase in rows.PHASES}
-            ),
+            offline=_beforehand(models),
             facts=_facts(report),
             corpus=[(name.replace("_", " "), _plain(value)) for name, value in report["corpus"].items()],
             architectures=[
@@ -100,6 +99,15 @@ def _tiles(report: Report) -> list[Tile]:
     difference = units.change(ratios["perplexity"])
     tiles.append(Tile(difference, "perplexity, lower is better", f"{quality[0]} instead of {quality[1]}"))
     return tiles
+
+
+def _beforehand(models: Sequence[ModelReport]) -> list[str]:
+    """What each phase leaves out because it needs no input, and of which phases that is said."""
+    said: dict[str, list[str]] = {}
+    for phase, heading in rows.PHASES.items():
+        for statement in dict.fromkeys(model["private"][phase]["offline"]["statement"] for model in models):
+            said.setdefault(statement, []).append(heading.lower())
+    return [f"Prepared beforehand ({'; '.join(phases)}): {statement}" for statement, phases in said.items()]
 
 
 def _answer(model: ModelReport) -> Answer:

@@ -40,11 +40,12 @@ class Section:
 
 @dataclass(frozen=True)
 class Grid:
-    """A table as text. The first column names the row, the others hold numbers."""
+    """A table as text. The first column names the row, the others hold numbers; prose: but for the last, of words."""
 
     title: str
     columns: list[str]
     sections: list[Section]
+    prose: bool = False
 
 
 def summed(operators: Sequence[Mapping[str, Any]]) -> list[OperatorSum]:

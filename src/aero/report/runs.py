@@ -34,6 +34,7 @@ class Setting:
 class Cost:
     """What reading a prompt privately cost one model; ``per_token`` is the mean over further tokens.
 
+    label: told apart from the setting's other runs; ``name``: without what does that.
     key: what a perplexity of the same model is found by. network: ``estimate`` where nothing ran.
     operators: of the prompt, summed over layers, most bytes first. error: the largest of a logit.
     """
@@ -51,6 +52,7 @@ class Cost:
     per_token_bytes: int | None
     error: float | None
     commit: str
+    name: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,11 +78,12 @@ class PlanCurve:
 
 @dataclass(frozen=True, kw_only=True)
 class HeadMap:
-    """Mean entropy in nats of every head, [L][H], and the most that causal attention can have."""
+    """Mean entropy in nats of every head, [L][H], and the most that causal attention can have. where: of which file."""
 
     label: str
     mean: Heads
     top: float
+    where: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

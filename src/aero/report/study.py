@@ -121,8 +121,17 @@ def study_grid(rows: Sequence[StudyRow]) -> Grid:
                 ", ".join(f"{count} {name}" for name, count in entry.runs[0]["operators"].items()) or "none",
             ]
         )
-    columns = ["row", "finished", "perplexity", "change of the loss, 95 %", "NaN at step", "tokens", "rate", "left"]
-    return Grid("The study, by row", columns, list(sections.values()))
+    columns = [
+        "row",
+        "finished",
+        "perplexity",
+        "change of the loss, 95\u00a0%",
+        "NaN at step",
+        "tokens",
+        "rate",
+        "left",
+    ]
+    return Grid("The study, by row", columns, list(sections.values()), prose=True)
 
 
 def _losses(members: Iterable[StudyDocument]) -> dict[int, float]:

@@ -52,7 +52,7 @@ def change(ratio: float) -> str:
 
 def _factor(value: float) -> str:
     """Two digits at least, and never a rounded-away difference: 1.04, 3.4, 340."""
-    if value < 1.1:
+    if value < 1.095:
         return f"{value:.2f}"
     return f"{value:.1f}" if value < 100 else f"{value:,.0f}"
 
