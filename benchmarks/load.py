@@ -229,10 +229,10 @@ def party_memory(parties: list[list[float]], clients: int) -> dict[str, float]:
     }
 
 
-def percentiles(values: list[float]) -> dict[str, float]:
-    """p50, p95 and the number of values."""
-    p50, p95 = np.percentile(values, (50, 95)) if values else (float("nan"), float("nan"))
-    return {"p50": float(p50), "p95": float(p95), "count": len(values)}
+def percentiles(values: list[float]) -> dict[str, float | None]:
+    """p50, p95 and the number of values; without any, as between the tokens of answers of one token, None for both."""
+    p50, p95 = (float(each) for each in np.percentile(values, (50, 95))) if values else (None, None)
+    return {"p50": p50, "p95": p95, "count": len(values)}
 
 
 def main(argv: list[str]) -> None:
