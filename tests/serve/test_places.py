@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 from tests.serve.conftest import Deployment
 
 from aero.private.messages import PartyJob
 from aero.serve.helper import HelperServer
 from aero.serve.hosted import Hosted
+from aero.serve.link import Link
 from aero.serve.metrics import Metrics
 
 
@@ -36,5 +38,10 @@ def test_a_caller_waits_for_a_session_that_is_over_and_for_no_other(tmp_path: Pa
         assert time.monotonic() - started >= 0.29
         leaving.cancel()
         assert not server.sessions
+        left = session("left")
+        left.links[1] = Link(1, "client", "left", (Mock(), Mock()), None)
+        assert not left.over
+        left.links[1].ended = True  # its client has said that it leaves; its own party has yet to end
+        assert left.over
 
     asyncio.run(settling())

@@ -70,8 +70,8 @@ class Hosted:
 
     @property
     def over(self) -> bool:
-        """Whether the session has ended or failed and is only being taken down, which takes some seconds."""
-        return self._ended or self._failure.done()
+        """Whether the session has ended or failed, or another party has left it, and it is only being taken down."""
+        return self._ended or self._failure.done() or any(link.ended for link in self.links.values())
 
     def add(self, link: Link) -> None:
         """The connection to one of the others stands."""

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from aero.config import ModelConfig
 from aero.eliminate.source import describe
 from aero.errors import AeroError
+from aero.private.dealer.access import DealerAccess
 from aero.private.held import hold
 from aero.private.memory import count_parameters, estimate_party
 from aero.private.messages import PartyJob
@@ -28,6 +31,15 @@ from aero.serve.tunnel import Pair
 HELPER = 2
 
 
+@dataclass(frozen=True)
+class Terms:
+    """Of sessions that begin under one configuration. bytes_each: what one of them needs here."""
+
+    plan: Plan
+    dealer: DealerAccess | None
+    bytes_each: int
+
+
 class ModelServer(Server):
     """``model``: folder or SHAPE:ROW; ``seed`` draws the weights of the latter. Loaded once, for all sessions.
 
@@ -35,28 +47,34 @@ class ModelServer(Server):
     """
 
     settings: ModelSettings
+    terms: Terms
 
     def __init__(self, model: str, path: Path, metrics: Metrics, *, seed: int = 0) -> None:
+        self._model, self._seed = model, seed
+        self._described: tuple[ModelConfig, Plan] | None = None
+        self._needs: dict[str, int] = {}
         super().__init__(path, ModelSettings, metrics)
-        settings = self.settings
-        self.dealer = dealer_access(settings, path.parent)
-        config = describe(model)
-        self._plan = handshake.plan_of(model, config, seed, settings.protocol, settings.embedding, settings.gelu)
-        protocol = protocol_named(settings.protocol)
-        self.bytes_each = estimate_party(config, protocol, config.context, settings.embedding)
-        self.bytes_held = 8 * count_parameters(config, tables=True)
-        if self.bytes_held + self.bytes_each > settings.memory_gib * 2**30:
-            raise AeroError(
-                f"One session needs about {(self.bytes_held + self.bytes_each) / 2**30:.1f} GiB here and memory_gib "
-                f"allows {settings.memory_gib:g}; raise it, or serve a smaller model."
-            )
         self.held = hold(model, seed=seed)
 
-    @property
-    def plan(self) -> Plan:
-        """Of a session that begins now: a reload may change in which numbers it computes, and its form of GELU."""
-        now = {"gelu": self.settings.gelu, "fraction_bits": self.settings.fraction_bits}
-        return self._plan.model_copy(update=now)
+    def make_terms(self, settings: ModelSettings | HelperSettings) -> Terms:
+        """The plan, the dealer and the memory of a session; a reload may change all but the model."""
+        assert isinstance(settings, ModelSettings)
+        dealer = dealer_access(settings, self.path.parent)
+        chosen = (settings.protocol, settings.embedding, settings.gelu)
+        if self._described is None:  # its hash reads every weight
+            config = describe(self._model)
+            self._described = config, handshake.plan_of(self._model, config, self._seed, *chosen)
+            self.bytes_held = 8 * count_parameters(config, tables=True)
+        config, plan = self._described
+        names = ("protocol", "embedding", "gelu")
+        now = {**dict(zip(names, chosen, strict=True)), "fraction_bits": settings.fraction_bits}
+        each = estimate_party(config, protocol_named(settings.protocol), config.context, settings.embedding)
+        if self.bytes_held + each > settings.memory_gib * 2**30:
+            raise AeroError(
+                f"One session needs about {(self.bytes_held + each) / 2**30:.1f} GiB here and memory_gib "
+                f"allows {settings.memory_gib:g}; raise it, or serve a smaller model."
+            )
+        return Terms(plan.model_copy(update=now), dealer, each)
 
     def others(self, settings: ModelSettings | HelperSettings) -> dict[str, Certificate]:
         """The helper."""
@@ -68,17 +86,17 @@ class ModelServer(Server):
         """A new session for a client, if there is room and the helper agrees."""
         if hello.role != "client" or hello.session is not None or hello.plan is not None:
             raise AeroError("A client asks the model's owner for a new session.")
-        settings, plan = self.settings, self.plan
-        fitting = int((settings.memory_gib * 2**30 - self.bytes_held) / self.bytes_each)
-        await self.settle(min(settings.max_sessions, fitting))
+        await self.settle(min(self.settings.max_sessions, len(self.sessions) + self._fitting()))
+        settings, terms = self.settings, self.terms
+        plan = terms.plan
         if len(self.sessions) >= settings.max_sessions:
             raise AeroError(
                 f"The server is full: {len(self.sessions)} of {settings.max_sessions} sessions are taken; "
                 "try again later."
             )
-        if len(self.sessions) >= fitting:
+        if self._fitting() < 1:
             raise AeroError(
-                f"The server is full: another session needs {self.bytes_each / 2**30:.1f} GiB of the "
+                f"The server is full: another session needs {terms.bytes_each / 2**30:.1f} GiB of the "
                 f"{settings.memory_gib:g} GiB that sessions may use; try again later."
             )
         session = handshake.nonce()
@@ -91,7 +109,7 @@ class ModelServer(Server):
             gelu=plan.gelu,
             fraction_bits=plan.fraction_bits,
             held=self.held,
-            dealer=self.dealer,
+            dealer=terms.dealer,
         )
         hosted = Hosted(
             session,
@@ -102,6 +120,8 @@ class ModelServer(Server):
             idle_seconds=settings.idle_seconds,
         )
         # Before the first await: two clients must not both take the last place.
+        self._needs = {each: self._needs[each] for each in self.sessions}
+        self._needs[session] = terms.bytes_each
         self.begin(hosted)
         if settings.helper is not None:
             try:
@@ -110,6 +130,11 @@ class ModelServer(Server):
                 hosted.fail(str(error))
                 raise
         return session, plan
+
+    def _fitting(self) -> int:
+        """How many more sessions have room; those that run may have begun under another protocol."""
+        taken = sum(self._needs[each] for each in self.sessions)
+        return max(0, int((self.settings.memory_gib * 2**30 - self.bytes_held - taken) / self.terms.bytes_each))
 
     async def _call_helper(self, helper: Peer, session: str, client: str, plan: Plan) -> Link:
         certificate = self._others["helper"]

@@ -12,7 +12,9 @@ import logging
 import ssl
 from abc import ABC, abstractmethod
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from aero.errors import AeroError
 from aero.private.messages import Event
@@ -32,37 +34,63 @@ SETTLING_SECONDS = 15.0
 log = logging.getLogger("aero.serve")
 
 
+@dataclass(frozen=True)
+class Configured:
+    """A configuration that was read and found right, with its certificates.
+
+    callers: by fingerprint, whom a certificate is listed for. terms: what the server makes of it, see ``terms``.
+    """
+
+    settings: ModelSettings | HelperSettings
+    own: Certificate
+    context: ssl.SSLContext
+    others: dict[str, Certificate]
+    callers: dict[str, str]
+    terms: Any
+
+
 class Server(ABC):
-    """``path``: the configuration file, read again by ``reload``."""
+    """``path``: the configuration file, read again by ``reload``.
+
+    Raises AeroError if something in the file, or that it names, is wrong.
+    """
 
     def __init__(self, path: Path, kind: type[ModelSettings] | type[HelperSettings], metrics: Metrics) -> None:
         self.path, self._kind = path, kind
         self.metrics = metrics
         self.sessions: dict[str, Hosted] = {}
-        self.callers: dict[str, str] = {}
         self.draining = False
         self._callers_of: dict[tuple[str, str], Link] = {}
         self._server: asyncio.Server | None = None
         self._running: set[asyncio.Task[None]] = set()
         self._empty = asyncio.Event()
         self._empty.set()
-        self.configure()
+        self._take(self._read())
 
-    def configure(self) -> None:
-        """Read the file and all certificates. Raises AeroError and changes nothing if something is wrong."""
+    def _read(self) -> Configured:
+        """The file and all certificates. Raises AeroError if something is wrong."""
         settings: ModelSettings | HelperSettings = read_as(self.path, self._kind)
         own = load(self.file(settings.certificate))
         clients = load_folder(self.file(settings.clients))
         others = self.others(settings)
         context = server_context(own.path, self.file(settings.key), [*clients, *others.values()])
-        self.settings, self.own, self.context, self._others = settings, own, context, others
-        # Whoever a certificate is listed for; a client's may not be another party's.
-        self.callers = {each.fingerprint: "client" for each in clients}
-        self.callers.update({each.fingerprint: role for role, each in others.items()})
+        # A client's certificate may not be another party's.
+        callers = {each.fingerprint: "client" for each in clients}
+        callers.update({each.fingerprint: role for role, each in others.items()})
+        return Configured(settings, own, context, others, callers, self.make_terms(settings))
+
+    def _take(self, now: Configured) -> None:
+        self.settings, self.own, self._others, self.callers = now.settings, now.own, now.others, now.callers
+        self.terms = now.terms
+        self._context = now.context
 
     def file(self, name: str) -> Path:
         """A file that the configuration names, relative to it."""
         return self.path.parent / name
+
+    def make_terms(self, settings: ModelSettings | HelperSettings) -> Any:  # noqa: ARG002
+        """What sessions under these settings have in common. Raises AeroError if there can be none."""
+        return None
 
     @abstractmethod
     def others(self, settings: ModelSettings | HelperSettings) -> dict[str, Certificate]:
@@ -82,34 +110,41 @@ class Server(ABC):
 
     async def start(self) -> None:
         """Listen. Raises AeroError if the port is taken."""
-        host, port = address(self.settings.listen)
+        self._server = await self._listen(self.settings.listen, self._context)
+
+    async def _listen(self, where: str, context: ssl.SSLContext) -> asyncio.Server:
+        host, port = address(where)
         try:
-            self._server = await asyncio.start_server(
+            server = await asyncio.start_server(
                 self._accept,
                 host,
                 port,
-                ssl=self.context,
+                ssl=context,
                 ssl_handshake_timeout=CONNECT_SECONDS,
                 limit=BUFFER,
                 reuse_port=True,
             )
         except OSError as error:
-            raise AeroError(f"Cannot listen on {self.settings.listen}: {error.strerror or error}.") from None
-        log.info("listening", extra={"address": self.settings.listen, "callers": len(self.callers)})
+            raise AeroError(f"Cannot listen on {where}: {error.strerror or error}.") from None
+        log.info("listening", extra={"address": where, "callers": len(self.callers)})
+        return server
 
     async def reload(self) -> None:
         """Take the configuration anew, for sessions from now on; a wrong one changes nothing."""
-        before = self.settings.listen
+        before, old = self.settings, self._server
         try:
-            self.configure()
+            now = self._read()
+            server = await self._listen(now.settings.listen, now.context)
         except AeroError as error:
             log.error("reload refused", extra={"reason": str(error)})
             return
-        old = self._server
-        await self.start()
+        self._take(now)
+        self._server = server
         if old is not None:
             old.close()
-        log.info("reloaded", extra={"moved": before != self.settings.listen})
+        if before.metrics != self.settings.metrics:
+            log.warning("restart needed", extra={"reason": "metrics is taken at the start only and stays as it was."})
+        log.info("reloaded", extra={"moved": before.listen != self.settings.listen})
 
     async def drain(self) -> None:
         """Begin nothing new, let requests end within the limit, then end every session."""
