@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 pytest.importorskip("jax")
 
 from tests.eliminate.test_fold import disturbed, small
+from tests.private.compiled import run_compiled
 
 from aero.architecture import architecture
 from aero.eliminate import plain
 from aero.eliminate.fold import fold
 from aero.private.blocks import TRAILING, Blocks
-from aero.private.program import Program, run_plain
+from aero.private.program import Program
 
 
 @given(st.integers(1, 200), st.lists(st.tuples(st.integers(0, 5), st.integers(1, 6)), max_size=60))
@@ -68,12 +69,12 @@ def test_cached_tokens_in_blocks_give_the_models_logits(shape: str) -> None:
     program = Program(model.config, model.rotation, one_hot=True)
     rows = np.eye(model.config.vocab_size, dtype=np.float32)[tokens]
     state = {name: np.float32(value) for name, value in program.layout.pack(model.weights).items()}
-    state = run_plain(program.forward(0, 8), {**state, "tokens": rows[:8]})
+    state = run_compiled(program.forward(0, 8), {**state, "tokens": rows[:8]})
     blocks, scale = Blocks(plain=8), np.abs(expected).max()
     past = 8
     # Three positions at once of which one is taken back, then single ones until blocks merge.
     for count, back in [(3, 1), (1, 0), (1, 0), (2, 0), (1, 0), (1, 0), (1, 0), (1, 0), (1, 0)]:
         steps = program.forward(past, count, count, blocks.plan(past, count))
-        state = run_plain(steps, {**state, "tokens": rows[past : past + count]})
+        state = run_compiled(steps, {**state, "tokens": rows[past : past + count]})
         np.testing.assert_allclose(state["logits"] / scale, expected[past : past + count] / scale, atol=2e-3)
         past += count - back

@@ -13,7 +13,7 @@ from aero.errors import AeroError
 from aero.private.held import hold, read
 
 
-@pytest.mark.parametrize("shape", ["gpt2-tiny:SM+ScFuFFN", "llama-tiny"])
+@pytest.mark.parametrize("shape", [pytest.param("gpt2-tiny:SM+ScFuFFN", marks=pytest.mark.slow), "llama-tiny"])
 def test_what_is_held_is_the_folded_model(shape: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     memory = hold(shape, seed=3)

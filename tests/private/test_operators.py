@@ -316,8 +316,22 @@ def np_concatenate(parts: tuple[Any, ...]) -> Any:
     return jnp.concatenate(parts)
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
-@pytest.mark.parametrize("operator", CASES)
+IN_CHEETAH = ("projection", "layernorm", "gelu", "softmax")
+"""A product, a root, a polynomial and a maximum. Homomorphic encryption takes seconds a case: the others are slow."""
+
+
+@pytest.mark.parametrize(
+    ("operator", "protocol"),
+    [
+        pytest.param(
+            operator,
+            protocol,
+            marks=[pytest.mark.slow] if protocol == "cheetah" and operator not in IN_CHEETAH else [],
+        )
+        for operator in CASES
+        for protocol in PROTOCOLS
+    ],
+)
 def test_an_operator_keeps_its_bound(operator: str, protocol: str) -> None:
     case = CASES[operator]
     private = np.asarray(simulation.sim_jax(parties(protocol), case.function)(*case.inputs), np.float64)
@@ -327,6 +341,7 @@ def test_an_operator_keeps_its_bound(operator: str, protocol: str) -> None:
 
 def test_every_kind_of_step_is_covered() -> None:
     """A new operator of the program has to get its bound here; only those that move numbers need none."""
+    assert set(IN_CHEETAH) <= set(CASES)
     movers = {program._enter, program._last, program._halves, attention.split, attention.keep, attention.extend}
     movers |= {attention.side_by_side}
     covered = {underlying(case.function) for case in CASES.values()} | {

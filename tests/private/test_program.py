@@ -11,12 +11,13 @@ import pytest
 pytest.importorskip("jax")
 
 from tests.eliminate.test_fold import disturbed, small
+from tests.private.compiled import run_compiled
 
 from aero.architecture import architecture
 from aero.config import ModelConfig
 from aero.eliminate import plain
 from aero.eliminate.fold import fold
-from aero.private.program import WORKING, Program, freed, run_plain
+from aero.private.program import WORKING, Program, freed
 from aero.private.protocols import Together
 
 ROWS = [
@@ -50,11 +51,11 @@ def follow(config: ModelConfig, one_hot: bool) -> None:
         if model.config.learned_positions:
             rows = rows + model.weights["positions"][: len(tokens)]
     state = {name: np.float32(value) for name, value in program.layout.pack(model.weights).items()}
-    state = run_plain(program.forward(0, 11), {**state, "tokens": np.float32(rows[:11])})
+    state = run_compiled(program.forward(0, 11), {**state, "tokens": np.float32(rows[:11])})
     scale = np.abs(expected).max()
     np.testing.assert_allclose(state["logits"][0] / scale, expected[10] / scale, atol=2e-3)
     for past in (11, 12, 13):
-        state = run_plain(program.forward(past, 1), {**state, "tokens": np.float32(rows[past : past + 1])})
+        state = run_compiled(program.forward(past, 1), {**state, "tokens": np.float32(rows[past : past + 1])})
         np.testing.assert_allclose(state["logits"][0] / scale, expected[past] / scale, atol=2e-3)
 
 
@@ -93,14 +94,14 @@ def test_every_kind_of_attention_and_several_rows_of_logits(
     program = Program(model.config, model.rotation, one_hot=True, together=Together(*together))
     rows = np.float32(np.eye(model.config.vocab_size)[tokens])
     state = {name: np.float32(value) for name, value in program.layout.pack(model.weights).items()}
-    state = run_plain(program.forward(0, 9, 9), {**state, "tokens": rows[:9]})
+    state = run_compiled(program.forward(0, 9, 9), {**state, "tokens": rows[:9]})
     scale = np.abs(expected).max()
     np.testing.assert_allclose(state["logits"] / scale, expected[:9] / scale, atol=2e-3)
     for name in program.cache:
         assert state[name].shape == program.cache_shape(name, 9)
-    state = run_plain(program.forward(9, 1), {**state, "tokens": rows[9:10]})
+    state = run_compiled(program.forward(9, 1), {**state, "tokens": rows[9:10]})
     np.testing.assert_allclose(state["logits"] / scale, expected[9:10] / scale, atol=2e-3)
-    state = run_plain(program.forward(10, 3, 2), {**state, "tokens": rows[10:]})
+    state = run_compiled(program.forward(10, 3, 2), {**state, "tokens": rows[10:]})
     np.testing.assert_allclose(state["logits"] / scale, expected[11:] / scale, atol=2e-3)
 
 
@@ -109,7 +110,7 @@ def test_the_last_layer_computes_only_what_is_read() -> None:
     program = Program(model.config, model.rotation, one_hot=True)
     state = {name: np.float32(value) for name, value in program.layout.pack(model.weights).items()}
     rows = np.float32(np.eye(model.config.vocab_size)[[1, 2, 3, 4, 5]])
-    state = run_plain(program.forward(0, 5), {**state, "tokens": rows})
+    state = run_compiled(program.forward(0, 5), {**state, "tokens": rows})
     assert state["f"].shape[0] == state["a"].shape[0] == state["q"].shape[1] == 1
     assert state["k.0"].shape[1] == state["k.1"].shape[1] == 5
 

@@ -14,6 +14,7 @@ pytest.importorskip("spu")
 
 import jax.numpy as jnp
 from numpy.typing import NDArray
+from tests.private.compiled import run_compiled
 
 from aero.architecture import architecture
 from aero.cli.prompts import prompt_texts
@@ -30,7 +31,7 @@ from aero.private.launch import PrivateSession, local_parties
 from aero.private.messages import Choice, PartyJob, Request
 from aero.private.modes import answer
 from aero.private.orders import MOST_PROMPTS, Order
-from aero.private.program import Program, run_plain
+from aero.private.program import Program
 from aero.private.protocols import PROTOCOLS, SEMI2K, protocol_named
 
 MODEL = "gpt2-tiny:static+bilinear+bounded"
@@ -182,7 +183,7 @@ def test_in_plain_arithmetic_a_batch_is_its_prompts(name: str, in_blocks: bool) 
             plan = blocks.plan(past, end - past) if in_blocks and past else None
             entering = np.eye(model.config.vocab_size, dtype=np.float32)[rows[:, past:end].reshape(-1)]
             steps = program.forward(past, end - past, 2, plan, batch=batch)
-            state = run_plain(steps, state | {"tokens": jnp.asarray(entering)})
+            state = run_compiled(steps, state | {"tokens": jnp.asarray(entering)})
             found.append(np.asarray(state["logits"]).reshape(batch, 2, -1))
         return np.concatenate(found, axis=1)
 
