@@ -229,7 +229,7 @@ class TestAgainstTheEngine:
     @pytest.mark.parametrize(
         ("protocol", "factor"),
         [(protocol, factor) for protocol in ("aby3", "semi2k-insecure") for factor in (0.5, 0.125, 0.3)]
-        + [("cheetah", 0.5)],  # thirteen seconds
+        + [pytest.param("cheetah", 0.5, marks=pytest.mark.slow)],
     )
     def test_products_round_as_the_engine_rounds(self, protocol: str, factor: float) -> None:
         """Down to the mean of one unit in its last place, with a public factor and with a secret one."""

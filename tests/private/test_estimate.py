@@ -16,6 +16,7 @@ pytest.importorskip("spu")
 
 import jax
 import jax.numpy as jnp
+from tests.private.answered import MODEL, PROMPT, answered
 from tests.private.rehearsal import Rehearsal
 
 from aero.architecture import architecture_names
@@ -145,20 +146,17 @@ def test_every_step_of_every_row_is_exact(protocol: str, row: str, tmp_path: Pat
 
 @pytest.mark.parametrize(
     ("protocol", "embedding"),
-    [("semi2k-insecure", "client"), pytest.param("aby3", "private", marks=pytest.mark.slow)],
+    [("semi2k-insecure", "client"), ("aby3", "private")],
 )
 def test_the_account_of_a_real_run_is_foreseen_byte_for_byte(protocol: str, embedding: Any) -> None:
-    from aero.private.launch import local_parties, run_local
-    from aero.private.messages import PartyJob, Request
-
-    chosen, model = protocol_named(protocol), "gpt2-tiny:SM+ScFuFFN"
-    job = PartyJob(
-        protocol=protocol, parties=local_parties(chosen, None), rank=0, wait_seconds=120.0, embedding=embedding
-    )
-    prompt = (3, 1401, 59, 265, 35, 897, 932, 384)
-    result = run_local(job, Request(prompt=prompt, new_tokens=3), model=model)
+    result = answered(protocol, embedding=embedding)
     expected = forecast(
-        outline(describe(model)), chosen, tokens=8, new_tokens=3, embedding=embedding, gelu="polynomial"
+        outline(describe(MODEL)),
+        protocol_named(protocol),
+        tokens=len(PROMPT),
+        new_tokens=3,
+        embedding=embedding,
+        gelu="polynomial",
     )
     passes = [result.prefill, *result.tokens]
     assert len(passes) == 1 + len(expected.tokens)

@@ -151,7 +151,9 @@ def test_a_public_prefix_costs_a_request_nothing(model: PrivateModel) -> None:
     assert "prefix" in written["revealed"]
 
 
+@pytest.mark.slow
 def test_where_products_open_both_factors_a_token_opens_no_earlier_key_again(model: PrivateModel) -> None:
+    """Counted in bytes, with a cache that takes tokens back; ``test_masks`` hears a dealer of the same blocks."""
     insecure = PROTOCOLS["semi2k-insecure"]
     job = PartyJob(protocol=insecure.name, parties=local_parties(insecure, None), rank=0, wait_seconds=120.0)
     expected = greedy(model, PROMPT, 9)
