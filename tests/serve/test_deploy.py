@@ -61,6 +61,11 @@ def test_the_container_file_copies_what_is_there_and_what_it_needs() -> None:
         assert f"!{name}" in allowed
     for name in re.findall(r"(requirements/\S+\.txt|scripts/\S+\.sh)", text):
         assert (ROOT / name).is_file()
+    # A folder that the wheel takes in is looked for when it is built.
+    section = (ROOT / "pyproject.toml").read_text().partition("wheel.force-include]\n")[2].partition("\n\n")[0]
+    folders = re.findall(r'^"(\S+)" =', section, re.MULTILINE)
+    assert "models" in folders
+    assert set(folders) <= set(copied)
     # What builds the package without isolation has to be among the locked packages.
     assert re.search(r"^hatchling==", (ROOT / "requirements" / "lock.txt").read_text(), re.MULTILINE)
     assert text.index("\nUSER aero") > text.rindex("\nRUN ")
