@@ -258,6 +258,11 @@ def gpt2_small() -> ModelConfig:
     return _gpt2(layers=12, heads=12, width=768, vocab_size=50257)
 
 
+def gpt2_small_two_layers() -> ModelConfig:
+    """Two of GPT-2 small's twelve layers, for what takes too long on all: a whole one and a last one of a single row."""
+    return _gpt2(layers=2, heads=12, width=768, vocab_size=50257)
+
+
 def llama_tiny() -> ModelConfig:
     """2 layers, 4 heads of which 2 key/value heads, 128 wide: rotary, RMSNorm, gated feed-forward."""
     layer = LayerConfig(attention_norm="rmsnorm", feedforward_norm="rmsnorm", feedforward="silu_gated")
@@ -310,6 +315,7 @@ SHAPES: dict[str, Callable[[], ModelConfig]] = {
     "gpt2-tiny": gpt2_tiny,
     "gpt2-probe": gpt2_probe,
     "gpt2-small": gpt2_small,
+    "gpt2-small-two-layers": gpt2_small_two_layers,
     "llama-tiny": llama_tiny,
     "llama-7b": llama_7b,
 }
