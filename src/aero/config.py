@@ -259,7 +259,7 @@ def gpt2_small() -> ModelConfig:
 
 
 def gpt2_small_two_layers() -> ModelConfig:
-    """Two of GPT-2 small's layers, for what takes too long on all twelve: a whole one and a last one of a single row."""
+    """Two of GPT-2 small's layers, for what is too long on twelve: a whole one and a last one of a single row."""
     return _gpt2(layers=2, heads=12, width=768, vocab_size=50257)
 
 
