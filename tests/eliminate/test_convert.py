@@ -83,7 +83,7 @@ def test_a_wide_margin_leaves_nothing_to_penalise() -> None:
     ).logit_penalty
     assert penalty is not None
     assert penalty.item() == 0.0
-    tight = bound_logits(decoder, given)(torch.from_numpy(given), with_logits=True).logit_penalty
+    tight = bound_logits(decoder, given, margin=1.1)(torch.from_numpy(given), with_logits=True).logit_penalty
     assert tight is not None
     assert tight.item() > 1e-6
 
