@@ -186,3 +186,13 @@ def deployment(tmp_path: Path) -> Iterator[Deployment]:
     make_tokenizer(tmp_path / "client" / "tokenizer")
     yield made
     made.stop()
+
+
+@pytest.fixture
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Deployment]:
+    """Two parties on their hosts, without their processes."""
+    from tests.serve import stand_in
+
+    deployed = stand_in.deployment(tmp_path, monkeypatch)
+    yield deployed
+    deployed.stop()

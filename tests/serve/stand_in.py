@@ -13,6 +13,8 @@ from tests.serve.conftest import Deployment
 from aero.private.messages import Event, PartyJob
 from aero.private.protocols import protocol_named
 from aero.serve import hosted, owner
+from aero.serve.client import PrivateClient
+from aero.serve.frames import Plan
 
 
 class Parties:
@@ -60,3 +62,12 @@ def deployment(home: Path, monkeypatch: pytest.MonkeyPatch) -> Deployment:
     monkeypatch.setattr(hosted, "Processes", Parties)
     monkeypatch.setattr(owner, "hold", lambda *_, **__: 0)
     return Deployment(home, "semi2k-insecure")
+
+
+async def agreed_plan(deployed: Deployment) -> Plan:
+    """The plan that the client takes in a session, which it opens and leaves."""
+    client = PrivateClient(deployed.config("client"))
+    await client.open()
+    assert client.plan is not None
+    await client.close()
+    return client.plan

@@ -3,33 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from contextlib import nullcontext
-from pathlib import Path
 
 import pytest
 
 pytest.importorskip("spu")
 
 from tests.serve.conftest import MODEL, Deployment
-from tests.serve.stand_in import Parties, deployment
+from tests.serve.stand_in import Parties, agreed_plan
 
 from aero.config import gpt2_tiny
 from aero.private.ring import MOST_FRACTION_BITS
 from aero.serve import handshake
-from aero.serve.client import PrivateClient
 from aero.serve.frames import BrokenLinkError, Join, decode, encode
 from aero.serve.metrics import Metrics
 from aero.serve.owner import ModelServer
 from aero.serve.settings import ModelSettings, read_as
-
-
-@pytest.fixture
-def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Deployment]:
-    """Two parties on their hosts, without their processes."""
-    made = deployment(tmp_path, monkeypatch)
-    yield made
-    made.stop()
 
 
 def choose(made: Deployment, bits: int | None) -> None:
@@ -42,11 +31,7 @@ def choose(made: Deployment, bits: int | None) -> None:
 
 async def session(made: Deployment) -> int | None:
     """Open a session as the client and leave it; the fraction bits in the plan that the client took."""
-    client = PrivateClient(made.config("client"))
-    await client.open()
-    assert client.plan is not None
-    await client.close()
-    return client.plan.fraction_bits
+    return (await agreed_plan(made)).fraction_bits
 
 
 def test_every_party_of_a_session_is_given_the_owners_fraction_bits(made: Deployment) -> None:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 pytest.importorskip("spu")
 
 from tests.serve.conftest import MODEL, Deployment
-from tests.serve.stand_in import Parties, deployment
+from tests.serve.stand_in import Parties, agreed_plan
 
 from aero.errors import AeroError
 from aero.private.watch import free_ports
@@ -22,21 +20,10 @@ from aero.serve.metrics import Metrics
 from aero.serve.owner import ModelServer
 
 
-@pytest.fixture
-def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Deployment]:
-    """Two parties on their hosts, without their processes."""
-    made = deployment(tmp_path, monkeypatch)
-    yield made
-    made.stop()
-
-
 async def session(made: Deployment) -> tuple[str, str]:
     """Open a session as the client and leave it; protocol and embedding of the plan that the client took."""
-    client = PrivateClient(made.config("client"))
-    await client.open()
-    assert client.plan is not None
-    await client.close()
-    return client.plan.protocol, client.plan.embedding
+    plan = await agreed_plan(made)
+    return plan.protocol, plan.embedding
 
 
 def test_protocol_and_embedding_are_those_of_the_file(made: Deployment) -> None:

@@ -24,7 +24,7 @@ PENALTY_FROM = 0.75
 """The share of the bound from which a logit is penalised: the rest is the margin for text not seen in training."""
 
 PENALTY_STRENGTH = 3.0
-"""Factor on the penalty in the loss of ``AeroForCausalLM``: single logits on unseen text then stay within the bound."""
+"""Factor on the penalty in the loss of ``AeroForCausalLM``: strong, for logits that a weak one leaves outside."""
 
 PENALTY_AT_FIRST = 0.1
 """The same while a model only begins to attend: logits then stray by themselves, and charged in full they would leave
