@@ -5,8 +5,9 @@
     PYTHONPATH=src python benchmarks/study.py --out runs/study --summary
 
 ``study_plan.py`` says which runs there are, in phases: ``search`` (the same learning rates for every row), ``main``
-(six rows, three seeds), ``stability`` (ten runs of the static rows: seeds, two cuts of the corpus, half to twice the
-rate), ``context``, ``cure`` (static norms without one of the things that hold them), ``deep``, ``long``, ``other``.
+(six rows, three seeds), ``stability`` (four runs more of the static rows: another cut of the corpus, half and twice the
+rate), ``context``, ``other`` (one seed, the search's tokens), ``cure`` (static norms without one of the things that
+hold them), ``deep``, ``long``.
 Optimiser settings are those of arXiv 2501.03489, section 5; every run has the same tokens a step. Each run stands
 alone in --out: NAME.json, NAME.log, and while it is under way NAME.state, from which it goes on after a cut. Runs that
 have a document are not repeated.
@@ -34,7 +35,7 @@ import torch
 
 from aero.files import write_json
 from study_corpus import StudyCorpus, load_study_corpus
-from study_plan import BASELINE, SCALES, Run, Scale, plan
+from study_plan import BASELINE, SCALES, Run, Scale, best_rates, plan
 from study_train import OutOfTimeError, train
 
 SPARE = 25.0
@@ -164,6 +165,7 @@ def summary(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     perplexities. None where there are no such seeds; the interval needs two.
     """
     groups: dict[tuple[str, str, int, int], list[Mapping[str, Any]]] = {}
+    best = best_rates(results).get(BASELINE)
     for result in results:
         run = result["run"]
         groups.setdefault((run["phase"], run["row"], run["layers"], run["context"]), []).append(result)
@@ -173,8 +175,10 @@ def summary(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             continue
         whole = [member for member in members if member["held_out_loss"] is not None]
         losses = {member["run"]["seed"]: member["held_out_loss"] for member in whole}
-        against = "main" if phase == "other" else phase
+        against = "search" if phase == "other" else phase
         baseline = groups.get((against, BASELINE, layers, context), [])
+        if phase == "other":
+            baseline = [member for member in baseline if member["run"]["rate"] == best]
         theirs = {b["run"]["seed"]: b["held_out_loss"] for b in baseline if b["held_out_loss"] is not None}
         differences = [losses[seed] - theirs[seed] for seed in losses if seed in theirs]
         perplexities = [math.exp(loss) for loss in losses.values()] if phase != "stability" else []

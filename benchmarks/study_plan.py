@@ -33,7 +33,6 @@ OTHERS = (
     "SM+ScFFN",
     "SM+ScFuFFN",
     "SM+ScFuFFN_i6",
-    "SM(t)+ScFuFFN",
     "static+relu",
     "static+square",
     "static+fused",
@@ -49,9 +48,13 @@ OTHERS = (
     "SAS(SM+ScFuFFN)",
     "SAS-P(SM+ScFuFFN)",
 )
-BEST = (BASELINE, "static+bilinear", "static+bilinear+bounded")
+BEST = (BASELINE, "static+bilinear+bounded", "static+bilinear")
 """The rows that are also trained with longer contexts and deeper."""
+UNREGULARISED = "SM(t)+ScFuFFN"
+"""What the entropy regulariser's row is without it: trained like the rows that matter, at that row's rate."""
 STABLE = ("static+bilinear", "static+bilinear+bounded")
+STABLE_FACTORS = (0.5, 2.0)
+"""Of the best learning rate, in the runs that join the three of each stable row in ``main``."""
 RATES = (2.5e-4, 5e-4, 1e-3, 2e-3)
 CURE_RATE = 1e-3
 """At which static norms that lack something do not finish."""
@@ -196,22 +199,27 @@ def plan(scale: Scale, results: Iterable[Mapping[str, Any]]) -> list[Run]:
         usual = Run(phase, row, layers, context, scale.main, 0, 0, rates.get(searched_row(row)))
         return replace(usual, **changes)
 
-    cures = (STABLE[0], *(f"{STABLE[0]}{WITHOUT}{each}" for each in ABLATIONS))
-    runs = [run("cure", row, tokens=scale.search, rate=CURE_RATE) for row in cures]
+    runs = []
     for rows in (BEST, tuple(row for row in ROWS if row not in BEST)):
         runs += [run("search", row, tokens=scale.search, rate=rate) for row in rows for rate in RATES]
         runs += [run("main", row, seed=seed) for seed in scale.seeds for row in rows]
-    for index in range(10):
-        row = STABLE[index % len(STABLE)]
-        base = run("stability", row, seed=100 + index, cut=index // 5)
-        factor = (0.5, 0.7, 1.0, 1.4, 2.0)[index % 5]
-        runs.append(base if base.rate is None else replace(base, rate=base.rate * factor))
-    runs += [
-        run("context", row, context=length, seed=s) for length in scale.contexts for s in scale.seeds for row in BEST
-    ]
+    for row in STABLE:
+        for index, factor in enumerate(STABLE_FACTORS):
+            base = run("stability", row, seed=100 + index, cut=1)
+            runs.append(base if base.rate is None else replace(base, rate=base.rate * factor))
+
+    def context_runs(rows: tuple[str, ...]) -> list[Run]:
+        pairs = [(row, seed) for seed in scale.seeds for row in rows]
+        return [run("context", row, context=length, seed=seed) for row, seed in pairs for length in scale.contexts]
+
+    runs += context_runs(BEST[:2])
+    runs += [run("other", row, tokens=scale.search) for row in OTHERS if fits(row, layers)]
+    runs += [run("main", UNREGULARISED, seed=seed) for seed in scale.seeds]
+    runs += context_runs(BEST[2:])
+    cures = (STABLE[0], *(f"{STABLE[0]}{WITHOUT}{each}" for each in ABLATIONS))
+    runs += [run("cure", row, tokens=scale.search, rate=CURE_RATE) for row in cures]
     runs += [run("deep", row, layers=scale.deep) for row in BEST]
-    runs += [run("long", row, tokens=scale.long) for row in BEST]
-    return runs + [run("other", row) for row in OTHERS if fits(row, layers)]
+    return runs + [run("long", row, tokens=scale.long) for row in BEST]
 
 
 def fits(row: str, layers: int) -> bool:
