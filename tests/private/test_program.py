@@ -10,6 +10,7 @@ import pytest
 
 pytest.importorskip("jax")
 
+import jax
 from tests.eliminate.test_fold import disturbed, small
 from tests.private.compiled import run_compiled
 
@@ -17,8 +18,9 @@ from aero.architecture import architecture
 from aero.config import ModelConfig
 from aero.eliminate import plain
 from aero.eliminate.fold import fold
+from aero.private.memory import estimate, estimate_party
 from aero.private.program import WORKING, Program, freed
-from aero.private.protocols import Together
+from aero.private.protocols import CHEETAH, Together
 
 ROWS = [
     "SM+LN+G", "SM+LN+R", "SM+L", "SM(t)+ScFuFFN", "static+bilinear", "static+square", "SM+ScFuFFN_i1",
@@ -103,6 +105,48 @@ def test_every_kind_of_attention_and_several_rows_of_logits(
     np.testing.assert_allclose(state["logits"] / scale, expected[9:10] / scale, atol=2e-3)
     state = run_compiled(program.forward(10, 3, 2), {**state, "tokens": rows[10:]})
     np.testing.assert_allclose(state["logits"] / scale, expected[11:] / scale, atol=2e-3)
+
+
+@pytest.mark.parametrize("row", ["static+bilinear", "SM+LN+G"])
+def test_products_with_weights_in_parts(row: str) -> None:
+    model = fold(disturbed(small(architecture(row, "gpt2-tiny")), seed=3))
+    tokens, most = np.arange(9), 2_000
+    program = Program(model.config, model.rotation, one_hot=False, largest_product=most)
+    rows = model.weights["embedding"][tokens] + model.weights["positions"][: len(tokens)]
+    state = {name: np.float32(value) for name, value in program.layout.pack(model.weights).items()}
+    state["tokens"] = np.float32(rows)
+    seen = dict(state)
+    taken = []
+    for step in program.forward(0, 9, 9):
+        if step.operator in ("projection", "feed-forward", "vocabulary"):
+            taken += products(jax.make_jaxpr(step.function)(*(seen[name] for name in step.inputs)).jaxpr)
+        seen |= run_compiled([step], seen)
+    whole = 9 * sum(np.size(seen[name]) for name in program.weights if np.ndim(seen[name]) == 2)
+    assert max(taken) <= most < whole / 8
+    assert sum(taken) == whole
+    expected = plain.logits(model, tokens)
+    np.testing.assert_allclose(seen["logits"], expected, atol=2e-3 * np.abs(expected).max())
+
+
+def products(jaxpr: Any) -> list[int]:
+    """Multiplications of every product of matrices in a jaxpr, and in those inside it."""
+    found = []
+    for equation in jaxpr.eqns:
+        for inner in jax.core.jaxprs_in_params(equation.params):
+            found += products(inner)
+        if equation.primitive.name == "dot_general":
+            left, right = (operand.aval.shape for operand in equation.invars)
+            found.append(left[0] * left[1] * right[1])
+    return found
+
+
+def test_a_homomorphic_party_stays_within_its_memory_at_gpt2_small() -> None:
+    config, gib = architecture("SM+LN+G", "gpt2-small"), 2**30
+    parts = estimate_party(config, CHEETAH, 128, "client")
+    assert 2 * gib < parts < 8 * gib
+    assert estimate_party(config, replace(CHEETAH, largest_product=None), 128, "client") > 10 * gib
+    # Both parties on one machine: only one of them holds the products.
+    assert estimate(config, CHEETAH, 128, "client") < 2 * parts
 
 
 def test_the_last_layer_computes_only_what_is_read() -> None:

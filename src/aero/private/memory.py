@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from aero.config import ModelConfig
+from aero.config import GATED, ModelConfig
 from aero.errors import AeroError
 from aero.private.messages import EmbeddingMode
 from aero.private.protocols import Protocol
@@ -13,29 +13,44 @@ PROCESS = 450 * 2**20
 TORCH = 350 * 2**20
 
 _CIPHER = 33
-"""Bytes that a homomorphic product holds for each of its multiplications: 6.7 GB for a one-hot 128 x 2048 x 768."""
+"""Bytes that the weights' owner holds for each multiplication of a homomorphic product: 6.7 GB for a one-hot
+128 x 2048 x 768."""
 
 
 def estimate(config: ModelConfig, protocol: Protocol, rows: int, embedding: EmbeddingMode, *, batch: int = 1) -> int:
     """Bytes that all parties on one machine need at their peak, for a prefill of ``rows`` tokens of each prompt."""
     # The owner folds in double precision and then gives the matrices away one by one.
     owner = TORCH + 12 * count_parameters(config, tables=True)
-    return owner + estimate_party(config, protocol, rows, embedding, batch=batch) * len(protocol.roles)
+    parties = estimate_party(config, protocol, rows, embedding, batch=batch) * len(protocol.roles)
+    return owner + parties - _products(config, protocol, rows, embedding, batch) * (len(protocol.roles) - 1)
 
 
 def estimate_party(
     config: ModelConfig, protocol: Protocol, rows: int, embedding: EmbeddingMode, *, batch: int = 1
 ) -> int:
-    """Bytes that one party needs at its peak, the model's owner where its folded weights lie in memory already."""
+    """Bytes that the model's owner needs at its peak, its folded weights lying in memory already; others need less."""
     parameters = count_parameters(config, tables=embedding == "private")
     shares = parameters * (4 if protocol.weights == "owned" else protocol.share_bytes)
     # Scores, exponent and their temporaries; hidden activations; one-hot rows.
     numbers = 8 * config.heads * rows * rows + 8 * rows * (config.ffn_width + 4 * config.width)
     numbers += 2 * rows * config.vocab_size if embedding == "private" else 0
     total = PROCESS + shares + batch * numbers * protocol.share_bytes
-    if protocol.weights == "owned" and embedding == "private":
-        total += _CIPHER * batch * rows * config.vocab_size * config.width // len(protocol.roles)
-    return total
+    return total + _products(config, protocol, rows, embedding, batch)
+
+
+def _products(config: ModelConfig, protocol: Protocol, rows: int, embedding: EmbeddingMode, batch: int) -> int:
+    """Bytes of the largest homomorphic product, at the weights' owner; 0 where there are none."""
+    if protocol.weights != "owned":
+        return 0
+    queries, keys = config.heads * config.head_size, config.kv_heads * config.head_size
+    gated = any(layer.feedforward in GATED for layer in config.layers)
+    columns = max(queries + 2 * keys, (1 + gated) * config.ffn_width)
+    largest = batch * rows * config.width * columns
+    if protocol.largest_product is not None:
+        largest = min(largest, protocol.largest_product)
+    # The embedding's product is taken whole: in parts, the one-hot rows would be sent again with each of them.
+    entering = batch * rows * config.vocab_size * config.width if embedding == "private" else 0
+    return _CIPHER * max(largest, entering)
 
 
 def check(config: ModelConfig, protocol: Protocol, rows: int, embedding: EmbeddingMode, *, batch: int = 1) -> None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import jax
@@ -56,6 +57,7 @@ class Program:
         the embedding table and enters embedded rows.
     gelu: how GELU is computed, where the model has it.
     together: which heads share a product (``Protocol.together``).
+    largest_product: how many multiplications a product with a weight has at most (``Protocol.largest_product``).
     """
 
     def __init__(
@@ -66,11 +68,13 @@ class Program:
         one_hot: bool,
         gelu: GeluForm = "polynomial",
         together: Together = ALONE,
+        largest_product: int | None = None,
     ) -> None:
         self.config = config
         self.rotation = rotation
         self.one_hot = one_hot
         self.together = together
+        self.most = largest_product
         self.layout = Layout(config)
         self.activations = nonlinear.activations(gelu)
 
@@ -125,7 +129,7 @@ class Program:
             yield _norm(config.final_norm, None, "final_norm", "x", "h")
             read = "h"
         bias = ("head.bias",) if "head" in config.biased else ()
-        yield Step("vocabulary", None, _vocabulary, (read, "head", *bias), ("logits",))
+        yield Step("vocabulary", None, partial(_vocabulary, most=self.most), (read, "head", *bias), ("logits",))
 
     def _attention(
         self, index: int, past: int, rows: int, queries: int, plan: Plan | None, batch: int
@@ -260,8 +264,8 @@ class Program:
 
     def _linear(self, operator: str, index: int | None, name: str, source: str, target: str) -> Step:
         if name in self.config.biased:
-            return Step(operator, index, _affine, (source, name, f"{name}.bias"), (target,))
-        return Step(operator, index, _product, (source, name), (target,))
+            return Step(operator, index, partial(_affine, most=self.most), (source, name, f"{name}.bias"), (target,))
+        return Step(operator, index, partial(_product, most=self.most), (source, name), (target,))
 
 
 WORKING = frozenset({"tokens", "x", "h", "n", "qkv", "q", "k", "v", "s", "m", "e", "r", "o", "u", "w", "a", "f", "g"})
@@ -339,18 +343,30 @@ def _last(*each: jax.Array, rows: int, batch: int) -> tuple[jax.Array, ...]:
     return tuple(attention.last_rows(x, rows=rows, batch=batch) for x in each)
 
 
-def _product(x: jax.Array, weight: jax.Array) -> jax.Array:
-    return x @ weight
+def _product(x: jax.Array, weight: jax.Array, *, most: int | None) -> jax.Array:
+    parts = [x @ weight[:, first:end] for first, end in _parts(weight.shape[1], x.size, most)]
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
 
 
-def _affine(x: jax.Array, weight: jax.Array, bias: jax.Array) -> jax.Array:
-    return x @ weight + bias
+def _affine(x: jax.Array, weight: jax.Array, bias: jax.Array, *, most: int | None) -> jax.Array:
+    return _product(x, weight, most=most) + bias
 
 
-def _vocabulary(x: jax.Array, head: jax.Array, bias: jax.Array | None = None) -> jax.Array:
+def _vocabulary(x: jax.Array, head: jax.Array, bias: jax.Array | None = None, *, most: int | None) -> jax.Array:
     # A wide matrix from the left: the engine is two to eight times as fast as with a few rows from the left.
-    logits: jax.Array = (head @ x.T).T
+    parts = [head[first:end] @ x.T for first, end in _parts(head.shape[0], x.size, most)]
+    logits: jax.Array = (parts[0] if len(parts) == 1 else jnp.concatenate(parts)).T
     return logits if bias is None else logits + bias
+
+
+def _parts(columns: int, each: int, most: int | None) -> list[tuple[int, int]]:
+    """Even parts of a weight's columns, first and last + 1, so that none takes more than ``most`` multiplications.
+
+    each: multiplications of one column.
+    """
+    count = 1 if most is None else min(columns, -(-columns * each // most))
+    edges = [columns * index // count for index in range(count + 1)]
+    return list(pairwise(edges))
 
 
 def _multiply(x: jax.Array, y: jax.Array) -> jax.Array:

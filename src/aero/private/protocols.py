@@ -80,6 +80,8 @@ class Protocol:
     share_bytes: bytes a party keeps for one secret-shared number.
     together: which heads share a product.
     dealer: whether a third party, which is none of the roles, makes correlated randomness.
+    largest_product: how many multiplications one product with a weight has at most; a larger one is taken in parts of
+        the weight's columns. None: whatever it has. For memory: homomorphic products hold every multiplication at once.
     """
 
     name: str
@@ -92,6 +94,7 @@ class Protocol:
     share_bytes: int
     together: Together
     dealer: bool = False
+    largest_product: int | None = None
 
 
 ABY3 = Protocol(
@@ -134,6 +137,7 @@ CHEETAH = Protocol(
     offline="setting up oblivious transfer, once a session; later correlated randomness is made, and counted, online",
     share_bytes=8,
     together=ALONE,
+    largest_product=80_000_000,
 )
 
 SEMI2K = Protocol(

@@ -154,6 +154,7 @@ class Session:
             one_hot=self.job.embedding == "private",
             gelu=public["gelu"],
             together=self.protocol.together,
+            largest_product=self.protocol.largest_product,
         )
         return Agreed(program, tuple(public["prefix"]))
 

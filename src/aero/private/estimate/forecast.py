@@ -127,6 +127,7 @@ class _Forecasting:
             one_hot=embedding == "private",
             gelu=gelu,
             together=protocol.together,
+            largest_product=protocol.largest_product,
         )
         self.shapes: dict[str, Shape] = dict(self.program.layout.shapes())
         self.kinds: dict[str, Kind] = {}
