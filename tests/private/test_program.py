@@ -143,7 +143,7 @@ def products(jaxpr: Any) -> list[int]:
 def test_a_homomorphic_party_stays_within_its_memory_at_gpt2_small() -> None:
     config, gib = architecture("SM+LN+G", "gpt2-small"), 2**30
     parts = estimate_party(config, CHEETAH, 128, "client")
-    assert 2 * gib < parts < 8 * gib
+    assert 4 * gib < parts < 8 * gib
     assert estimate_party(config, replace(CHEETAH, largest_product=None), 128, "client") > 10 * gib
     # Both parties on one machine: only one of them holds the products.
     assert estimate(config, CHEETAH, 128, "client") < 2 * parts

@@ -137,7 +137,7 @@ CHEETAH = Protocol(
     offline="setting up oblivious transfer, once a session; later correlated randomness is made, and counted, online",
     share_bytes=8,
     together=ALONE,
-    largest_product=80_000_000,
+    largest_product=160_000_000,
 )
 
 SEMI2K = Protocol(

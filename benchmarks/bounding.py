@@ -1,0 +1,157 @@
+"""Ways to hold attention logits within a bound, or to need none, trained side by side as the study trains its rows.
+
+    PYTHONPATH=src python benchmarks/bounding.py --out runs/bounding --way kernel --rates 5e-4,1e-3
+
+Each way is ``static+bilinear`` in one of these forms, at the study's shape, corpus, optimiser and tokens of the search
+(``--tokens`` for more); one document a run, as ``study_train`` writes them, in the folder of the study or another:
+
+    free       no bound: what the others are measured by
+    penalty    the bounded row as it is: what leaves 3/4 of the bound is charged, along ``aero.eliminate.anneal.GROWTH``
+    constant   the same at a strength of 0.1 throughout
+    logarithm  log(1 + charge) of every head: its slope does not grow with how far, or with how many logits, it strays
+    slow       the penalty; queries and keys learn at 0.3 of the rate
+    narrow     the penalty; logits are q k / d instead of q k / sqrt(d), so that a step of Adam moves them less
+    kernel     weights exp(-|q - k|^2 / (2 sqrt(d))) / (1 + their sum): none can exceed 1, and no sum is below 1
+
+The kernel's bound is in its form and not in its training: nothing about it depends on data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import stability
+import study_train
+from aero.model import attention, logits
+from aero.model.attention import Attention, Heads
+from aero.model.decoder import Decoder
+from study_corpus import load_study_corpus
+from study_plan import SCALES, Run
+
+SLOW = 0.3
+SINK = 1.0
+FREE, BOUNDED = "static+bilinear", "static+bilinear+bounded"
+
+
+def constant() -> None:
+    """The penalty at its first strength."""
+    logits.PENALTY_STRENGTH = logits.PENALTY_AT_FIRST
+
+
+def logarithm() -> None:
+    """Every head's charge, averaged over batch and queries, through log(1 + x)."""
+
+    def excess(q: Tensor, k: Tensor, *, offset: Tensor | None, bound: float) -> tuple[Tensor, Tensor]:
+        scores, hidden = logits.causal_scores(q, k)
+        if offset is not None:
+            scores = scores + offset[:, None, None].to(scores.dtype)
+        size = scores.abs().masked_fill(hidden, 0.0)
+        over = (size - logits.PENALTY_FROM * bound).clamp(min=0.0)
+        charge = torch.where(over < 1, over.square(), 2 * over - 1).sum((0, 2, 3)) / (q.shape[0] * q.shape[2])
+        return charge.log1p().sum(), size.detach().amax((0, 2, 3))
+
+    attention.logit_excess = excess  # type: ignore[attr-defined]
+
+
+def slow() -> None:
+    """Queries and keys at a lower rate."""
+    usual = stability.learning_rate_factors
+
+    def factors(model: Decoder) -> dict[str, float]:
+        names = [name for name, _ in model.named_parameters() if ".attention.q." in name or ".attention.k." in name]
+        return {**usual(model), **dict.fromkeys(names, SLOW)}
+
+    stability.learning_rate_factors = factors  # type: ignore[assignment]
+
+
+def narrow() -> None:
+    """Logits divided by sqrt(d) once more."""
+    usual = Attention._attend
+
+    def attend(self: Attention, q: Tensor, *rest: Any) -> tuple[Tensor, Heads]:
+        return usual(self, q * self.head_size**-0.5, *rest)
+
+    Attention._attend = attend  # type: ignore[assignment]
+
+
+def kernel() -> None:
+    """Gaussian kernel weights beside a constant one that has no value."""
+
+    def attend(
+        self: Attention, q: Tensor, k: Tensor, v: Tensor, with_entropy: bool, with_logits: bool  # noqa: ARG001 - as the others
+    ) -> tuple[Tensor, Heads]:
+        scale = self.head_size**-0.5
+        scores, hidden = logits.causal_scores(q, k)
+        half = q.float().square().sum(-1)[..., :, None] / 2 + k.float().square().sum(-1)[..., None, :] / 2
+        weights = ((scores - half) * scale).exp().masked_fill(hidden, 0.0)
+        total = weights.sum(-1, keepdim=True)
+        entropy: Tensor | None = None
+        if with_entropy:
+            shares = weights / total.clamp(min=1e-30)
+            entropy = -(shares * shares.clamp(min=1e-30).log()).sum(-1)
+        return (weights / (total + SINK)).to(v.dtype) @ v, Heads(entropy)
+
+    Attention._attend = attend  # type: ignore[assignment]
+
+
+WAYS: dict[str, tuple[str, Callable[[], None] | None]] = {
+    "free": (FREE, None),
+    "penalty": (BOUNDED, None),
+    "constant": (BOUNDED, constant),
+    "logarithm": (BOUNDED, logarithm),
+    "slow": (BOUNDED, slow),
+    "narrow": (BOUNDED, narrow),
+    "kernel": (FREE, kernel),
+}
+
+
+def one(way: str, rate: float, arguments: argparse.Namespace, until: float) -> None:
+    """Train one way at one rate in this process, whose attention becomes that way's."""
+    scale = SCALES[arguments.scale]
+    row, change = WAYS[way]
+    if change is not None:
+        change()
+    file = arguments.out / f"corpus-{arguments.scale}-0.npz"
+    corpus = load_study_corpus(file, megabytes=scale.megabytes, vocab_size=scale.shape.vocab_size, cut=0)
+    phase = f"bounding-{way}-{rate:g}"
+    run = Run(phase, row, scale.shape.depth, scale.shape.context, arguments.tokens or scale.search, 0, 0, rate)
+    if not (arguments.out / f"{run.name}.json").exists():
+        study_train.train(
+            run, scale, corpus, arguments.out, device=arguments.device, until=until, save=1e9, parts=arguments.parts
+        )
+
+
+def main(argv: list[str]) -> int:
+    """Run the ways one after another, each at every rate. Returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the corpus and of the results")
+    parser.add_argument("--way", choices=list(WAYS), required=True, help="one a process: it changes the attention")
+    parser.add_argument("--rates", default="1e-3", help="learning rates, separated by commas")
+    parser.add_argument("--tokens", type=int, help="tokens of training; the search's by default")
+    parser.add_argument("--scale", default="small", choices=sorted(SCALES))
+    parser.add_argument("--parts", type=int, default=2, help="parts a step's batch is computed in: memory")
+    parser.add_argument("--budget", type=float, default=1e9, help="seconds after which to write the state and end")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    arguments = parser.parse_args(argv)
+    until = time.monotonic() + arguments.budget
+    torch.set_float32_matmul_precision("high")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    try:
+        for rate in map(float, arguments.rates.split(",")):
+            one(arguments.way, rate, arguments, until)
+    except study_train.OutOfTimeError:
+        print("out of time; the state is written")
+        return 3
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
