@@ -86,7 +86,12 @@ def kernel() -> None:
     """Gaussian kernel weights beside a constant one that has no value."""
 
     def attend(
-        self: Attention, q: Tensor, k: Tensor, v: Tensor, with_entropy: bool, with_logits: bool  # noqa: ARG001 - as the others
+        self: Attention,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        with_entropy: bool,
+        with_logits: bool,  # noqa: ARG001 - as the others
     ) -> tuple[Tensor, Heads]:
         scale = self.head_size**-0.5
         scores, hidden = logits.causal_scores(q, k)
