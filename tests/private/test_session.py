@@ -37,6 +37,9 @@ def test_a_private_answer_is_the_plaintext_answer(protocol: str) -> None:
     assert np.abs(result.logits - expected).max() < 2e-3
     assert result.answer == expected.argmax(1).tolist()
     assert len(result.tokens) == 2
+    # A process with the engine in it has hundreds of MiB; a model of a few thousand weights adds little.
+    assert result.peak_bytes is not None
+    assert all(2**27 < peak < 2**31 for peak in result.peak_bytes)
     # The operating system sees every byte of the account, and nothing but framing more.
     assert result.system_bytes is not None
     for system, counted, messages in zip(

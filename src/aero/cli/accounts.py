@@ -42,5 +42,8 @@ def print_account(written: dict[str, Any]) -> None:
     trust = written["trust_model"]
     console.print(f"Trust: {trust['name']}. {trust['statement']}", style=None if trust["secure"] else "bold red")
     console.print(f"Embedding: {written['embedding']['statement']}.")
+    peaks = written["memory"]["peak_bytes_by_party"]
+    if peaks is not None:
+        console.print(f"Memory: at most {', '.join(f'{each / 2**30:.2f}' for each in peaks)} GiB, by party.")
     if written["max_abs_error"] is not None:
         console.print(f"Largest difference from the plaintext logits: {written['max_abs_error']:.2e}")

@@ -84,6 +84,10 @@ def document(
                 "included; it exceeds counted_bytes by the framing of each message."
             ),
         },
+        "memory": {
+            "peak_bytes_by_party": result.peak_bytes,
+            "statement": "what each party's process had resident at most, as its operating system counts it",
+        },
         "seed": seed,
         "command": provenance.command(),
         "commit": provenance.commit(),

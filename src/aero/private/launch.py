@@ -42,6 +42,7 @@ class PrivateResult:
     fraction_bits: with how many the parties computed.
     system_bytes: what the operating system counted on each party's connections since the session's start, or None where
         it does not say.
+    peak_bytes: what each party's process had resident at most so far, or None where the operating system does not say.
     counted_bytes, counted_messages: what the account has for the same connections, offline phase and all.
     dealer: by method of the protocol's dealer, what it served since the session's start: requests, bytes_in and
         bytes_out of their bodies, seconds of computing. None where the protocol has none.
@@ -62,6 +63,7 @@ class PrivateResult:
     parameters: int
     fraction_bits: int
     system_bytes: list[int] | None
+    peak_bytes: list[int] | None
     counted_bytes: list[int]
     counted_messages: list[int]
     dealer: dict[str, dict[str, Any]] | None = None
@@ -120,6 +122,7 @@ class PrivateSession:
         self._busy, self._open = False, True
         self._costs: list[dict[str, list[PartyCost]]] = [{} for _ in jobs]
         self._system: list[int | None] = [None for _ in jobs]
+        self._peak: list[int | None] = [None for _ in jobs]
         self._counted = [[0, 0] for _ in jobs]
         try:
             if protocol_named(job.protocol).dealer:
@@ -255,7 +258,7 @@ class PrivateSession:
         if event["kind"] == "costs":
             costs = [PartyCost(**cost) for cost in event["costs"]]
             self._costs[rank][event["phase"]] = costs
-            self._system[rank] = event["system"]
+            self._system[rank], self._peak[rank] = event["system"], event["peak"]
             self._counted[rank][0] += sum(cost.bytes for cost in costs)
             self._counted[rank][1] += sum(cost.rounds for cost in costs)
         elif event["kind"] == "model":
@@ -268,7 +271,7 @@ class PrivateSession:
         accounts = {phase: combine([costs[phase] for costs in self._costs]) for phase in self._costs[0]}
         for costs in self._costs:
             costs.clear()
-        known = [sent for sent in self._system if sent is not None]
+        known, peaks = ([each for each in found if each is not None] for found in (self._system, self._peak))
         logits = [np.asarray(each, np.float32) for each in heard.logits] if all(heard.logits) else []
         return PrivateResult(
             protocol=self.protocol,
@@ -287,6 +290,7 @@ class PrivateSession:
             parameters=self.parameters,
             fraction_bits=self.fraction_bits,
             system_bytes=known if len(known) == len(self._system) else None,
+            peak_bytes=peaks if len(peaks) == len(self._peak) else None,
             counted_bytes=[counted[0] for counted in self._counted],
             counted_messages=[counted[1] for counted in self._counted],
             dealer=None if self._dealer is None else self._dealer.served(),

@@ -1,6 +1,8 @@
-"""How much memory a run needs, estimated before any of it is taken."""
+"""How much memory a run needs, estimated before any of it is taken; and how much a process has had."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 from aero.config import GATED, ModelConfig
 from aero.errors import AeroError
@@ -64,6 +66,17 @@ def check(config: ModelConfig, protocol: Protocol, rows: int, embedding: Embeddi
             f"This run needs about {need / 2**30:.1f} GiB for its {len(protocol.roles)} parties and "
             f"{free / 2**30:.1f} GiB are free; choose a smaller model, fewer tokens or another protocol."
         )
+
+
+def peak() -> int | None:
+    """Bytes that this process had resident at most, as the operating system counts; None where it does not say."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    # Not getrusage: a new process inherits its maximum from the one that started it.
+    sizes = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
+    return 1024 * int(sizes[0]) if sizes else None
 
 
 def count_parameters(config: ModelConfig, *, tables: bool) -> int:

@@ -24,6 +24,7 @@ from aero.private.dealer.link import DealerLink
 from aero.private.engine import Engine
 from aero.private.held import read
 from aero.private.inbox import Inbox
+from aero.private.memory import peak
 from aero.private.messages import Event, PartyJob, role_of
 from aero.private.orders import Order
 from aero.private.precision import fraction_bits_of
@@ -318,7 +319,7 @@ class Session:
         counted = tcp_traffic(without_ports=self.watch.ports(), without_peer=dealer)
         costs = [asdict(cost) for cost in self.engine.take_costs()]
         system = None if counted is None else counted.bytes_sent
-        self.emit({"kind": "costs", "phase": phase, "costs": costs, "system": system})
+        self.emit({"kind": "costs", "phase": phase, "costs": costs, "system": system, "peak": peak()})
 
     def _lost(self, rank: int) -> None:
         name, address = self.protocol.roles[rank], self.job.parties[rank]
