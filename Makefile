@@ -17,7 +17,7 @@ demo: setup ## set up, then let two models answer privately and write report.htm
 	@$(BIN)/aero demo $(ARGS)
 
 test: setup ## set up, then run the tests (ARGS=... goes to pytest, e.g. ARGS='-m slow')
-	@$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: setup ## style and format
 	@$(BIN)/ruff check .

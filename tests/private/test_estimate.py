@@ -146,7 +146,7 @@ def test_every_step_of_every_row_is_exact(protocol: str, row: str, tmp_path: Pat
 
 @pytest.mark.parametrize(
     ("protocol", "embedding"),
-    [("semi2k-insecure", "client"), ("aby3", "private")],
+    [pytest.param("semi2k-insecure", "client", marks=pytest.mark.slow), ("aby3", "private")],
 )
 def test_the_account_of_a_real_run_is_foreseen_byte_for_byte(protocol: str, embedding: Any) -> None:
     result = answered(protocol, embedding=embedding)

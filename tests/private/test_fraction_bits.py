@@ -40,6 +40,7 @@ def emulated(bits: int | None) -> float:
     return emulate(model, tokens, Settings(fraction_bits=bits, one_hot=True)).max_logit_error
 
 
+@pytest.mark.slow
 def test_a_run_has_the_bits_that_were_asked_for(tmp_path: Path) -> None:
     """Six bits fewer are an error of truncation tens of times as large; two real runs are in ``test_session``."""
     file = tmp_path / "coarse.json"

@@ -170,13 +170,16 @@ CASES = {
         4 * UNIT,
     ),
     "projection": Case(
-        program._affine,
+        partial(program._affine, most=None),
         (draw(6, 64, scale=30), draw(64, 20, scale=0.1), draw(20)),
         draw(6, 64, scale=30).astype(np.float64) @ draw(64, 20, scale=0.1) + draw(20),
         2e-3,
     ),
     "vocabulary": Case(
-        program._vocabulary, (draw(1, 64), draw(64, 90).T.copy()), draw(1, 64).astype(np.float64) @ draw(64, 90), 2e-4
+        partial(program._vocabulary, most=None),
+        (draw(1, 64), draw(64, 90).T.copy()),
+        draw(1, 64).astype(np.float64) @ draw(64, 90),
+        2e-4,
     ),
     "residual": Case(program._add3, (SIZES, SIZES, SIZES), 3.0 * SIZES, 4 * UNIT),
     "gate product": Case(
