@@ -110,7 +110,7 @@ def test_every_kind_of_attention_and_several_rows_of_logits(
 @pytest.mark.parametrize("row", ["static+bilinear", "SM+LN+G"])
 def test_products_with_weights_in_parts(row: str) -> None:
     model = fold(disturbed(small(architecture(row, "gpt2-tiny")), seed=3))
-    tokens, most = np.arange(9), 2_000
+    tokens, most = np.arange(9), 2_500
     program = Program(model.config, model.rotation, one_hot=False, largest_product=most)
     rows = model.weights["embedding"][tokens] + model.weights["positions"][: len(tokens)]
     state = {name: np.float32(value) for name, value in program.layout.pack(model.weights).items()}

@@ -362,9 +362,9 @@ def _vocabulary(x: jax.Array, head: jax.Array, bias: jax.Array | None = None, *,
 def _parts(columns: int, each: int, most: int | None) -> list[tuple[int, int]]:
     """Even parts of a weight's columns, first and last + 1, so that none takes more than ``most`` multiplications.
 
-    each: multiplications of one column.
+    each: multiplications of one column, the smallest part there is.
     """
-    count = 1 if most is None else min(columns, -(-columns * each // most))
+    count = 1 if most is None else -(-columns // max(1, most // each))
     edges = [columns * index // count for index in range(count + 1)]
     return list(pairwise(edges))
 
