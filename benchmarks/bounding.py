@@ -3,7 +3,7 @@
     PYTHONPATH=src python benchmarks/bounding.py --out runs/bounding --way kernel --rates 5e-4,1e-3
 
 Each way is ``static+bilinear`` in one of these forms, at the study's shape, corpus, optimiser and tokens of the search
-(``--tokens`` for more); one document a run, as ``study_train`` writes them, in the folder of the study or another:
+(``--tokens`` for more); one document a run, as ``study_train`` writes them, in a folder of its own:
 
     free       no bound: what the others are measured by
     penalty    the bounded row as it is: what leaves 3/4 of the bound is charged, along ``aero.eliminate.anneal.GROWTH``
@@ -54,8 +54,7 @@ def logarithm() -> None:
         if offset is not None:
             scores = scores + offset[:, None, None].to(scores.dtype)
         size = scores.abs().masked_fill(hidden, 0.0)
-        over = (size - logits.PENALTY_FROM * bound).clamp(min=0.0)
-        charge = torch.where(over < 1, over.square(), 2 * over - 1).sum((0, 2, 3)) / (q.shape[0] * q.shape[2])
+        charge = logits.charge(size, bound).sum((0, 2, 3)) / (q.shape[0] * q.shape[2])
         return charge.log1p().sum(), size.detach().amax((0, 2, 3))
 
     attention.logit_excess = excess  # type: ignore[attr-defined]
@@ -118,12 +117,17 @@ WAYS: dict[str, tuple[str, Callable[[], None] | None]] = {
 }
 
 
+def rates(text: str) -> list[float]:
+    """Positive numbers, separated by commas."""
+    found = [float(word) for word in text.split(",")]
+    if not all(0 < rate < 1 for rate in found):
+        raise ValueError(text)
+    return found
+
+
 def one(way: str, rate: float, arguments: argparse.Namespace, until: float) -> None:
-    """Train one way at one rate in this process, whose attention becomes that way's."""
-    scale = SCALES[arguments.scale]
-    row, change = WAYS[way]
-    if change is not None:
-        change()
+    """Train one way at one rate, its change made."""
+    scale, row = SCALES[arguments.scale], WAYS[way][0]
     file = arguments.out / f"corpus-{arguments.scale}-0.npz"
     corpus = load_study_corpus(file, megabytes=scale.megabytes, vocab_size=scale.shape.vocab_size, cut=0)
     phase = f"bounding-{way}-{rate:g}"
@@ -135,11 +139,11 @@ def one(way: str, rate: float, arguments: argparse.Namespace, until: float) -> N
 
 
 def main(argv: list[str]) -> int:
-    """Run the ways one after another, each at every rate. Returns the exit status."""
+    """Train a way at every rate, one after another. Returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the corpus and of the results")
     parser.add_argument("--way", choices=list(WAYS), required=True, help="one a process: it changes the attention")
-    parser.add_argument("--rates", default="1e-3", help="learning rates, separated by commas")
+    parser.add_argument("--rates", type=rates, default=[1e-3], help="learning rates, separated by commas")
     parser.add_argument("--tokens", type=int, help="tokens of training; the search's by default")
     parser.add_argument("--scale", default="small", choices=sorted(SCALES))
     parser.add_argument("--parts", type=int, default=2, help="parts a step's batch is computed in: memory")
@@ -149,8 +153,11 @@ def main(argv: list[str]) -> int:
     until = time.monotonic() + arguments.budget
     torch.set_float32_matmul_precision("high")
     arguments.out.mkdir(parents=True, exist_ok=True)
+    change = WAYS[arguments.way][1]
+    if change is not None:
+        change()  # once: a second time would change what it has changed
     try:
-        for rate in map(float, arguments.rates.split(",")):
+        for rate in arguments.rates:
             one(arguments.way, rate, arguments, until)
     except study_train.OutOfTimeError:
         print("out of time; the state is written")

@@ -62,6 +62,24 @@ def test_the_logarithm_of_a_heads_charge(bounding: Any) -> None:
     assert penalty.item() == pytest.approx(math.log1p(2 * (10 - 6) - 1))
 
 
+def test_several_rates_change_attention_once(
+    bounding: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained: list[float] = []
+    monkeypatch.setattr(bounding, "one", lambda _way, rate, *_: trained.append(rate))
+    usual: list[torch.Tensor] = []
+    monkeypatch.setattr(Attention, "_attend", lambda _self, q, *_: usual.append(q))
+    assert bounding.main(["--out", str(tmp_path), "--way", "narrow", "--rates", "1e-3,5e-4"]) == 0
+    assert trained == [1e-3, 5e-4]
+    Attention._attend(SimpleNamespace(head_size=4), torch.ones(1))  # type: ignore[arg-type, call-arg]
+    assert usual[0].item() == 0.5
+    for wrong in ("much", "1e-3,-1"):
+        with pytest.raises(SystemExit) as ended:
+            bounding.main(["--out", str(tmp_path), "--way", "narrow", "--rates", wrong])
+        assert ended.value.code == 2
+    assert "invalid rates value" in capsys.readouterr().err
+
+
 def test_queries_and_keys_learn_slowly(bounding: Any) -> None:
     import stability
     from aero.architecture import architecture

@@ -84,6 +84,10 @@ def _excess(q: Tensor, k: Tensor, offset: Tensor | None, bound: float, first: in
     if offset is not None:
         scores = scores + offset[:, None, None].to(scores.dtype)
     size = scores.abs().masked_fill(hidden, 0.0)
+    return charge(size, bound).sum(), size.detach().amax((0, 2, 3))
+
+
+def charge(size: Tensor, bound: float) -> Tensor:
+    """What each logit of these sizes, any shape, is charged: e^2 up to e = 1 and 2 e - 1 from there on."""
     excess = (size - PENALTY_FROM * bound).clamp(min=0.0)
-    charge = torch.where(excess < 1, excess.square(), 2 * excess - 1)
-    return charge.sum(), size.detach().amax((0, 2, 3))
+    return torch.where(excess < 1, excess.square(), 2 * excess - 1)

@@ -22,8 +22,8 @@ from aero.serve import frames
 from aero.serve.frames import BrokenLinkError, Hello, Join, Plan, Refused, Welcome
 from aero.shipped import located
 
-VERSION = 3
-"""Raised whenever the messages between parties change."""
+VERSION = 4
+"""Raised whenever the messages between parties change, the private program's own included."""
 
 Grant = Callable[[Hello], Awaitable[tuple[str, Plan]]]
 """Asked by the called side for the session and its plan; raises AeroError to refuse."""
