@@ -12,16 +12,21 @@ Each way is ``static+bilinear`` in one of these forms, at the study's shape, cor
     slow       the penalty; queries and keys learn at 0.3 of the rate
     narrow     the penalty; logits are q k / d instead of q k / sqrt(d), so that a step of Adam moves them less
     kernel     weights exp(-|q - k|^2 / (2 sqrt(d))) / (1 + their sum): none can exceed 1, and no sum is below 1
+    power-P    ``static+bilinear+power`` with weights (1 + (s + c) / P)^P, c from 0 on, and the penalty
+    loose-P    the same without the penalty
 
-The kernel's bound is in its form and not in its training: nothing about it depends on data.
+The kernel's bound is in its form and not in its training: nothing about it depends on data. Its documents hold
+``farthest_held_out``, the largest |q - k|^2 / (2 sqrt(d)) on held-out text.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +35,10 @@ from torch import Tensor
 
 import stability
 import study_train
+from aero.config import POWER_FLOOR
+from aero.files import write_json
 from aero.model import attention, logits
+from aero.model import power as power_attention
 from aero.model.attention import Attention, Heads
 from aero.model.decoder import Decoder
 from study_corpus import load_study_corpus
@@ -38,7 +46,10 @@ from study_plan import SCALES, Run
 
 SLOW = 0.3
 SINK = 1.0
-FREE, BOUNDED = "static+bilinear", "static+bilinear+bounded"
+FREE, BOUNDED, POWER = "static+bilinear", "static+bilinear+bounded", "static+bilinear+power"
+POWERS = (2, 4, 8, 16)
+FARTHEST: list[Tensor] = []
+"""What the kernel saw where no gradient was asked for: the largest exponent of every pass, its sign left out."""
 
 
 def constant() -> None:
@@ -95,7 +106,10 @@ def kernel() -> None:
         scale = self.head_size**-0.5
         scores, hidden = logits.causal_scores(q, k)
         half = q.float().square().sum(-1)[..., :, None] / 2 + k.float().square().sum(-1)[..., None, :] / 2
-        weights = ((scores - half) * scale).exp().masked_fill(hidden, 0.0)
+        exponents = ((scores - half) * scale).masked_fill(hidden, 0.0)
+        if not torch.is_grad_enabled():
+            FARTHEST.append(exponents.min().neg())
+        weights = exponents.exp().masked_fill(hidden, 0.0)
         total = weights.sum(-1, keepdim=True)
         entropy: Tensor | None = None
         if with_entropy:
@@ -106,6 +120,32 @@ def kernel() -> None:
     Attention._attend = attend  # type: ignore[assignment]
 
 
+def power(exponent: int, *, paid: bool) -> None:
+    """Weights (1 + (s + c) / p)^p over their sum, with or without the penalty on |s + c|."""
+    if not paid:
+        logits.PENALTY_STRENGTH = logits.PENALTY_AT_FIRST = 0.0
+    usual = power_attention.power_attention
+
+    def raised(q: Tensor, k: Tensor, v: Tensor, *, offset: Tensor, power: int, with_entropy: bool = False) -> Any:
+        # c starts at the row's own exponent, and (s + c)^p of the usual form is what 1 + (s + c - p) / p is raised to.
+        return usual(q, k, v, offset=offset - power, power=exponent, with_entropy=with_entropy)
+
+    def attend(
+        q: Tensor, k: Tensor, v: Tensor, offset: Tensor, power: int, with_entropy: bool, first: int
+    ) -> tuple[Tensor, Tensor | None]:
+        scores, hidden = logits.causal_scores(q, k, first)
+        bases = 1 + (scores + offset[:, None, None].to(scores.dtype)) / power
+        for _ in range(power.bit_length() - 1):
+            bases = bases.square()
+        weights = (bases + POWER_FLOOR).masked_fill(hidden, 0.0)
+        shares = weights / weights.sum(-1, keepdim=True)
+        entropy = -(shares * shares.clamp(min=1e-30).log()).sum(-1) if with_entropy else None
+        return shares.to(v.dtype) @ v, entropy
+
+    attention.power_attention = raised  # type: ignore[attr-defined]
+    power_attention._attend = attend
+
+
 WAYS: dict[str, tuple[str, Callable[[], None] | None]] = {
     "free": (FREE, None),
     "penalty": (BOUNDED, None),
@@ -114,6 +154,8 @@ WAYS: dict[str, tuple[str, Callable[[], None] | None]] = {
     "slow": (BOUNDED, slow),
     "narrow": (BOUNDED, narrow),
     "kernel": (FREE, kernel),
+    **{f"power-{each}": (POWER, partial(power, each, paid=True)) for each in POWERS},
+    **{f"loose-{each}": (POWER, partial(power, each, paid=False)) for each in POWERS},
 }
 
 
@@ -132,10 +174,14 @@ def one(way: str, rate: float, arguments: argparse.Namespace, until: float) -> N
     corpus = load_study_corpus(file, megabytes=scale.megabytes, vocab_size=scale.shape.vocab_size, cut=0)
     phase = f"bounding-{way}-{rate:g}"
     run = Run(phase, row, scale.shape.depth, scale.shape.context, arguments.tokens or scale.search, 0, 0, rate)
-    if not (arguments.out / f"{run.name}.json").exists():
+    target = arguments.out / f"{run.name}.json"
+    if not target.exists():
+        FARTHEST.clear()
         study_train.train(
             run, scale, corpus, arguments.out, device=arguments.device, until=until, save=1e9, parts=arguments.parts
         )
+        if FARTHEST:
+            write_json(target, {**json.loads(target.read_text()), "farthest_held_out": float(max(FARTHEST))})
 
 
 def main(argv: list[str]) -> int:
