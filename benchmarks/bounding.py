@@ -11,18 +11,17 @@ Each way is ``static+bilinear`` in one of these forms, at the study's shape, cor
     logarithm  log(1 + charge) of every head: its slope does not grow with how far, or with how many logits, it strays
     slow       the penalty; queries and keys learn at 0.3 of the rate
     narrow     the penalty; logits are q k / d instead of q k / sqrt(d), so that a step of Adam moves them less
-    kernel     weights exp(-|q - k|^2 / (2 sqrt(d))) / (1 + their sum): none can exceed 1, and no sum is below 1
-    power-P    ``static+bilinear+power`` with weights (1 + (s + c) / P)^P, c from 0 on, and the penalty
+    kernel     weights exp(-|q - k|^2 / (2 sqrt(d))) / (1 + their sum), wherever the exponents get to
+    power-P    ``static+bilinear+power`` with weights (1 + (s + c) / P)^P, c from 0 on, and the penalty of a bound of 8
     loose-P    the same without the penalty
 
-The kernel's bound is in its form and not in its training: nothing about it depends on data. Its documents hold
-``farthest_held_out``, the largest |q - k|^2 / (2 sqrt(d)) on held-out text.
+The documents of 2026-11-28 in ``benchmarks/results/bounding`` call the kernel's farthest exponent
+``farthest_held_out``; it is ``largest_logit_held_out`` now.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -35,8 +34,8 @@ from torch import Tensor
 
 import stability
 import study_train
+from aero import architecture
 from aero.config import POWER_FLOOR
-from aero.files import write_json
 from aero.model import attention, logits
 from aero.model import power as power_attention
 from aero.model.attention import Attention, Heads
@@ -45,11 +44,11 @@ from study_corpus import load_study_corpus
 from study_plan import SCALES, Run
 
 SLOW = 0.3
-SINK = 1.0
-FREE, BOUNDED, POWER = "static+bilinear", "static+bilinear+bounded", "static+bilinear+power"
+NARROW = 8.0
+"""Bound of the powers whose logits are charged."""
+FREE, BOUNDED = "static+bilinear", "static+bilinear+bounded"
+KERNEL, POWER = "static+bilinear+kernel", "static+bilinear+power"
 POWERS = (2, 4, 8, 16)
-FARTHEST: list[Tensor] = []
-"""What the kernel saw where no gradient was asked for: the largest exponent of every pass, its sign left out."""
 
 
 def constant() -> None:
@@ -92,38 +91,16 @@ def narrow() -> None:
     Attention._attend = attend  # type: ignore[assignment]
 
 
-def kernel() -> None:
-    """Gaussian kernel weights beside a constant one that has no value."""
-
-    def attend(
-        self: Attention,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        with_entropy: bool,
-        with_logits: bool,  # noqa: ARG001 - as the others
-    ) -> tuple[Tensor, Heads]:
-        scale = self.head_size**-0.5
-        scores, hidden = logits.causal_scores(q, k)
-        half = q.float().square().sum(-1)[..., :, None] / 2 + k.float().square().sum(-1)[..., None, :] / 2
-        exponents = ((scores - half) * scale).masked_fill(hidden, 0.0)
-        if not torch.is_grad_enabled():
-            FARTHEST.append(exponents.min().neg())
-        weights = exponents.exp().masked_fill(hidden, 0.0)
-        total = weights.sum(-1, keepdim=True)
-        entropy: Tensor | None = None
-        if with_entropy:
-            shares = weights / total.clamp(min=1e-30)
-            entropy = -(shares * shares.clamp(min=1e-30).log()).sum(-1)
-        return (weights / (total + SINK)).to(v.dtype) @ v, Heads(entropy)
-
-    Attention._attend = attend  # type: ignore[assignment]
+def unpaid() -> None:
+    """No penalty."""
+    logits.PENALTY_STRENGTH = logits.PENALTY_AT_FIRST = 0.0
 
 
 def power(exponent: int, *, paid: bool) -> None:
     """Weights (1 + (s + c) / p)^p over their sum, with or without the penalty on |s + c|."""
     if not paid:
-        logits.PENALTY_STRENGTH = logits.PENALTY_AT_FIRST = 0.0
+        unpaid()
+    architecture.WIDE_BOUND = NARROW
     usual = power_attention.power_attention
 
     def raised(q: Tensor, k: Tensor, v: Tensor, *, offset: Tensor, power: int, with_entropy: bool = False) -> Any:
@@ -153,7 +130,7 @@ WAYS: dict[str, tuple[str, Callable[[], None] | None]] = {
     "logarithm": (BOUNDED, logarithm),
     "slow": (BOUNDED, slow),
     "narrow": (BOUNDED, narrow),
-    "kernel": (FREE, kernel),
+    "kernel": (KERNEL, unpaid),
     **{f"power-{each}": (POWER, partial(power, each, paid=True)) for each in POWERS},
     **{f"loose-{each}": (POWER, partial(power, each, paid=False)) for each in POWERS},
 }
@@ -174,14 +151,10 @@ def one(way: str, rate: float, arguments: argparse.Namespace, until: float) -> N
     corpus = load_study_corpus(file, megabytes=scale.megabytes, vocab_size=scale.shape.vocab_size, cut=0)
     phase = f"bounding-{way}-{rate:g}"
     run = Run(phase, row, scale.shape.depth, scale.shape.context, arguments.tokens or scale.search, 0, 0, rate)
-    target = arguments.out / f"{run.name}.json"
-    if not target.exists():
-        FARTHEST.clear()
+    if not (arguments.out / f"{run.name}.json").exists():
         study_train.train(
             run, scale, corpus, arguments.out, device=arguments.device, until=until, save=1e9, parts=arguments.parts
         )
-        if FARTHEST:
-            write_json(target, {**json.loads(target.read_text()), "farthest_held_out": float(max(FARTHEST))})
 
 
 def main(argv: list[str]) -> int:

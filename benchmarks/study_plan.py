@@ -22,6 +22,7 @@ ROWS = (
     "EReg(SM(t)+ScFuFFN)",
     "static+bilinear",
     "static+bilinear+bounded",
+    "static+bilinear+kernel",
     "static+bilinear+power",
 )
 """The rows that matter."""
@@ -48,11 +49,11 @@ OTHERS = (
     "SAS(SM+ScFuFFN)",
     "SAS-P(SM+ScFuFFN)",
 )
-BEST = (BASELINE, "static+bilinear+bounded", "static+bilinear")
+BEST = (BASELINE, "static+bilinear+kernel", "static+bilinear")
 """The rows that are also trained with longer contexts and deeper."""
 UNREGULARISED = "SM(t)+ScFuFFN"
 """What the entropy regulariser's row is without it: trained like the rows that matter, at that row's rate."""
-STABLE = ("static+bilinear", "static+bilinear+bounded")
+STABLE = ("static+bilinear", "static+bilinear+kernel")
 STABLE_FACTORS = (0.5, 2.0)
 """Of the best learning rate, in the runs that join the three of each stable row in ``main``."""
 RATES = (2.5e-4, 5e-4, 1e-3, 2e-3)
@@ -168,14 +169,23 @@ class Run:
 
 
 def best_rates(results: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """The learning rate with the lowest held-out loss of every row whose search is complete; runs with NaN lose."""
+    """The learning rate with the lowest held-out loss of every row whose search is complete; runs with NaN lose.
+
+    Complete is a search of all ``RATES``, or one whose best has been tried between its two neighbours.
+    """
     found: dict[str, dict[float, float]] = {}
     for result in results:
         if result["run"]["phase"] == "search":
             loss = math.inf if result["held_out_loss"] is None else result["held_out_loss"]
             found.setdefault(result["run"]["row"], {})[result["run"]["rate"]] = loss
-    complete = {row: losses for row, losses in found.items() if set(losses) >= set(RATES)}
-    return {row: min(losses, key=lambda rate: losses[rate]) for row, losses in complete.items()}
+    best = {row: min(losses, key=lambda rate: losses[rate]) for row, losses in found.items()}
+    return {row: rate for row, rate in best.items() if found[row].keys() >= _neighbourhood(rate)}
+
+
+def _neighbourhood(rate: float) -> set[float]:
+    """What must have been tried for ``rate`` to be the best: it and its neighbours, at an end of ``RATES`` all."""
+    index = RATES.index(rate)
+    return set(RATES[index - 1 : index + 2]) if 0 < index < len(RATES) - 1 else set(RATES)
 
 
 def searched_row(row: str) -> str:

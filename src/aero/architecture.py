@@ -34,11 +34,16 @@ _PUBLISHED: dict[str, dict[str, Any]] = {
     "2Quad+LN+Quad": {"norm": True, "feedforward": "quad", **_TWO_QUAD},
 }
 
+WIDE_BOUND = 128.0
+"""Of power and kernel attention in our rows. A power's weights grow slowly enough for private inference to hold such
+logits, and a key at that distance has no weight; what is charged in training is a rare head that leaves for good."""
+
 _SPELT_OUT = frozenset({"norm", "feedforward", "weight_norm", "spectral_norm"})
 
 _OURS: dict[str, tuple[FeedForward, AttentionKind]] = {
     "static+bilinear": ("bilinear", "softmax"),
     "static+bilinear+bounded": ("bilinear", "bounded"),
+    "static+bilinear+kernel": ("bilinear", "kernel"),
     "static+bilinear+power": ("bilinear", "power"),
     "static+square": ("square", "softmax"),
     "static+relu": ("relu", "softmax"),
@@ -115,6 +120,7 @@ def architecture(
             feedforward_norm=norm,
             feedforward=ffn,
             attention=attention,
+            logit_bound=WIDE_BOUND if attention in ("power", "kernel") else LayerConfig.logit_bound,
             weight_norm=weight_norm,
             spectral_norm=spectral_norm,
         )

@@ -32,6 +32,7 @@ AttentionKind = Literal[
     "softmax",  # exp(s) / sum, s the scaled logits of the causal triangle
     "bounded",  # the same, trained so that |s| <= logit_bound: privately, no row maximum is needed
     "power",  # ((s + c)^p + POWER_FLOOR) / sum, c learned for each head or fixed
+    "kernel",  # exp(-|q - k|^2 / (2 sqrt(d_k))) / (1 + sum): no weight exceeds 1, no sum is below 1
 ]
 
 POWER_FLOOR = 2.0**-6
@@ -62,7 +63,8 @@ class LayerConfig:
     weight_norm, spectral_norm: the linears that carry weight normalisation or spectral normalisation.
     attention: what turns logits into attention weights.
     logit_bound: with ``bounded`` attention every scaled logit s of the causal triangle stays within +-logit_bound, with
-        ``power`` attention every s + c does; a penalty in training sees to it. Unused with ``softmax``.
+        ``power`` attention every s + c does; with ``kernel`` attention no exponent, which is never positive, is below
+        -logit_bound. A penalty in training sees to it. Unused with ``softmax``.
     power: the exponent p of power attention, 2 or 4: even, so that no weight is negative. Unused otherwise.
     power_offset: c of power attention, the same for all heads; None learns one for each, from p on.
     shaped: alpha I + beta A - gamma C in the place of the attention matrix A, where C is the causal average and alpha,
@@ -111,6 +113,8 @@ class LayerConfig:
         if any(not isinstance(head, int) or head < 0 for head in uniform) or sorted(set(uniform)) != list(uniform):
             raise ValueError(f"uniform_heads must be distinct head numbers in rising order, not {uniform}")
         object.__setattr__(self, "uniform_heads", uniform)
+        if self.attention == "kernel" and self.temperature:
+            raise ValueError("kernel attention has no temperature: its queries and keys learn how far apart they are")
         if self.power_offset is not None and not abs(self.power_offset) < self.logit_bound:
             raise ValueError(f"power_offset {self.power_offset} leaves no logit within logit_bound {self.logit_bound}")
         if self.shaped and uniform:

@@ -1,8 +1,8 @@
 """Causal attention with separate projections, grouped queries, rotary positions and a learnable temperature.
 
-A layer's heads are softmax heads, whose logits training may hold within a bound, or power heads; some of them may be
-uniform, causal averages that have no queries and keys. Or all of them are shaped: alpha I + beta A - gamma C in the
-place of A, the causal average C included, and no output projection (arXiv 2311.01906).
+A layer's heads are softmax heads, whose logits training may hold within a bound, power heads or kernel heads; some of
+them may be uniform, causal averages that have no queries and keys. Or all of them are shaped: alpha I + beta A -
+gamma C in the place of A, the causal average C included, and no output projection (arXiv 2311.01906).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from aero.config import LayerConfig, ModelConfig
 from aero.model.cache import KeyValueCache
+from aero.model.kernel import kernel_attention
 from aero.model.logits import logit_excess
 from aero.model.power import power_attention
 from aero.model.rotary import rotate
@@ -37,7 +38,7 @@ class Heads(NamedTuple):
 
 
 class Attention(nn.Module):
-    """Softmax(q k^T / (t sqrt(d_k))) v, or a power in the exponential's place, projected.
+    """Softmax(q k^T / (t sqrt(d_k))) v, or a power or a kernel in the exponential's place, projected.
 
     q, k, v, o: the four linears; H query heads and H_kv key/value heads of d_k channels, query head h reads
         key/value head h // (H / H_kv). q and k hold the heads that are not uniform, in order; None if all are. v is
@@ -180,8 +181,12 @@ class Attention(nn.Module):
         if self.powers and layer.power_offset is not None:
             offset = torch.full((len(self.active),), layer.power_offset, device=q.device)
         if with_logits and layer.bounds_logits:
-            penalty, largest = logit_excess(q * scale, k, offset=offset, bound=layer.logit_bound)
-        if offset is not None:
+            kernel = layer.attention == "kernel"
+            scaled = (q, scale) if kernel else (q * scale, None)
+            penalty, largest = logit_excess(scaled[0], k, offset=offset, bound=layer.logit_bound, kernel=scaled[1])
+        if layer.attention == "kernel":
+            y, entropy = kernel_attention(q, k, v, scale=scale, with_entropy=with_entropy)
+        elif offset is not None:
             y, entropy = power_attention(q * scale, k, v, offset=offset, power=layer.power, with_entropy=with_entropy)
             if self.share is not None:
                 share = self.share.to(y.dtype)

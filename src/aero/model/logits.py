@@ -46,6 +46,19 @@ def causal_scores(q: Tensor, k: Tensor, first: int = 0) -> tuple[Tensor, Tensor]
     return scores.to(torch.promote_types(scores.dtype, torch.float32)), hidden
 
 
+def kernel_scores(q: Tensor, k: Tensor, scale: float, first: int = 0) -> tuple[Tensor, Tensor]:
+    """The exponents of kernel attention, -|q - k|^2 scale / 2 [B, H, Tq, Tk], and what is hidden, as ``causal_scores``.
+
+    Computed in float32 or wider: near 0, where the weights are, it is a small difference of large numbers.
+    """
+    with torch.autocast(q.device.type, enabled=False):
+        q, k = (each.to(torch.promote_types(each.dtype, torch.float32)) for each in (q, k))
+        scores, hidden = causal_scores(q, k, first)
+        squares = k.square().sum(-1).repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+        half = (q.square().sum(-1)[..., :, None] + squares[..., None, :]) / 2
+        return (scores - half) * scale, hidden
+
+
 def causal_blocks(q: Tensor, k: Tensor, scores: int) -> Iterator[tuple[slice, slice, int]]:
     """Blocks of about ``scores`` logits: their queries, the keys some of them see, ``causal_scores``' first."""
     batch, heads, queries = q.shape[:3]
@@ -56,10 +69,13 @@ def causal_blocks(q: Tensor, k: Tensor, scores: int) -> Iterator[tuple[slice, sl
         yield slice(start, stop), slice(0, before + stop), before + start
 
 
-def logit_excess(q: Tensor, k: Tensor, *, offset: Tensor | None, bound: float) -> tuple[Tensor, Tensor]:
+def logit_excess(
+    q: Tensor, k: Tensor, *, offset: Tensor | None = None, bound: float, kernel: float | None = None
+) -> tuple[Tensor, Tensor]:
     """How much the logits x = q k^T + offset of the causal triangle exceed PENALTY_FROM times ``bound``.
 
     q: [B, H, Tq, D], scaled, the last Tq positions; k: [B, Hkv, Tk, D]; offset: [H], or None for 0.
+    kernel: the scale of ``kernel_scores``, whose exponents then take the logits' place (q is not scaled), or None.
     Returns the penalty and the largest |x| of every head, [H], detached. The penalty is e^2 of every excess
     e = max(0, |x| - PENALTY_FROM * bound) up to e = 1 and 2 e - 1 from there on, summed over heads and keys and
     averaged over batch and queries. Summed over keys: one logit that strays costs the same in a long row and in a short
@@ -68,7 +84,7 @@ def logit_excess(q: Tensor, k: Tensor, *, offset: Tensor | None, bound: float) -
     """
     penalty, largest = q.new_zeros((), dtype=torch.promote_types(q.dtype, torch.float32)), None
     for rows, seen, first in causal_blocks(q, k, BLOCK_SCORES * (GPU_BLOCKS if q.is_cuda else 1)):
-        part = (q[:, :, rows], k[:, :, seen], offset, bound, first)
+        part = (q[:, :, rows], k[:, :, seen], offset, bound, kernel, first)
         if torch.is_grad_enabled():
             excess, top = checkpoint(_excess, *part, use_reentrant=False, preserve_rng_state=False)
         else:
@@ -79,8 +95,10 @@ def logit_excess(q: Tensor, k: Tensor, *, offset: Tensor | None, bound: float) -
     return penalty / (q.shape[0] * q.shape[2]), largest
 
 
-def _excess(q: Tensor, k: Tensor, offset: Tensor | None, bound: float, first: int) -> tuple[Tensor, Tensor]:
-    scores, hidden = causal_scores(q, k, first)
+def _excess(
+    q: Tensor, k: Tensor, offset: Tensor | None, bound: float, kernel: float | None, first: int
+) -> tuple[Tensor, Tensor]:
+    scores, hidden = causal_scores(q, k, first) if kernel is None else kernel_scores(q, k, kernel, first)
     if offset is not None:
         scores = scores + offset[:, None, None].to(scores.dtype)
     size = scores.abs().masked_fill(hidden, 0.0)

@@ -6,18 +6,11 @@ Nothing here can divide by zero: where every logit of a row is -c, the row avera
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from aero.config import POWER_FLOOR
-from aero.model.logits import causal_blocks, causal_scores
-
-WHOLE_SCORES = 2**25
-"""Scores, over batch and heads, up to which they are kept for the backward pass; beyond, blocks are computed again."""
-
-GPU_WHOLE = 4
-"""How many times as many scores a GPU keeps: 512 MiB in float32, for each tensor that the backward pass reads."""
+from aero.model.logits import causal_scores
+from aero.model.weights import in_blocks, mixed, share_entropy
 
 
 def power_attention(
@@ -29,19 +22,7 @@ def power_attention(
     Returns out [B, H, Tq, D] in v's dtype and, if asked for, the entropy of the attention weights [B, H, Tq] in nats,
     in float32 or wider.
     """
-    whole = WHOLE_SCORES * (GPU_WHOLE if q.is_cuda else 1)
-    if q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2] <= whole:
-        return _attend(q, k, v, offset, power, with_entropy, k.shape[2] - q.shape[2])
-    outs, entropies = [], []
-    for rows, seen, first in causal_blocks(q, k, whole):
-        part = (q[:, :, rows], k[:, :, seen], v[:, :, seen], offset, power, with_entropy, first)
-        if torch.is_grad_enabled():
-            out, entropy = checkpoint(_attend, *part, use_reentrant=False, preserve_rng_state=False)
-        else:
-            out, entropy = _attend(*part)
-        outs.append(out)
-        entropies.append(entropy)
-    return torch.cat(outs, dim=2), torch.cat(entropies, dim=2) if with_entropy else None
+    return in_blocks(_attend, q, k, v, offset, power, with_entropy)
 
 
 def _attend(
@@ -52,14 +33,5 @@ def _attend(
     if power == 4:
         raised = raised.square()
     weights = (raised + POWER_FLOOR).masked_fill(hidden, 0.0)
-    total = weights.sum(-1, keepdim=True)
-    shares = weights / total
-    batch, heads, queries, keys = shares.shape
-    out = shares.to(v.dtype).view(batch, v.shape[1], -1, keys) @ v
-    entropy: Tensor | None = None
-    if with_entropy:
-        # A hidden key's share is 0; its logarithm has to be finite, or the product and its gradient are NaN.
-        logarithms = (weights.masked_fill(hidden, 1.0) / total).log()
-        # -sum p ln p of n shares lies in [0, ln n]; rounding may leave a single key slightly below 0.
-        entropy = (shares * logarithms).sum(-1).neg().clamp(min=0.0)
-    return out.view(batch, heads, queries, v.shape[-1]), entropy
+    shares = weights / weights.sum(-1, keepdim=True)
+    return mixed(shares, v), share_entropy(shares) if with_entropy else None

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 
 from aero.architecture import architecture
 from aero.config import LayerConfig, ModelConfig, shape_named
-from aero.eliminate.anneal import ActivationSchedule, Annealing, Ramp, StaticSchedule
+from aero.eliminate.anneal import ActivationSchedule, Annealing, Ramp, StaticSchedule, growth_for
 from aero.errors import AeroError
 
 Precision = Literal["fp32", "bf16"]
@@ -139,7 +139,13 @@ class Recipe:
     @property
     def annealing(self) -> Annealing:
         """What the run takes away while it trains."""
-        return Annealing(static=self.static, activation=self.activation, bound=self.bound, power=self.power)
+        return Annealing(
+            static=self.static,
+            activation=self.activation,
+            bound=self.bound,
+            growth=growth_for(self.model),
+            power=self.power,
+        )
 
     @property
     def tokens(self) -> int:
