@@ -21,6 +21,7 @@ from aero.errors import AeroError
 from aero.model import AeroConfig, AeroForCausalLM, Decoder, set_static_blend, static_norms
 from aero.model.feedforward import ORIGINS as FUNCTIONS
 from aero.model.logits import PENALTY_AT_FIRST, PENALTY_STRENGTH
+from aero.train.recipes import row_recipe
 
 ALL = Annealing(
     static=StaticSchedule(start=0.25, end=0.75, stagger=0.5),
@@ -250,3 +251,10 @@ def test_the_logit_penalty_grows_once_a_model_attends() -> None:
     assert [annealing.logit_strength(step, 100) for step in (60, 100)] == [PENALTY_STRENGTH] * 2
     late = Annealing(bound=Ramp(start=0.5, end=1.0))
     assert late.logit_strength(75, 100) == 0.5 * PENALTY_STRENGTH
+
+
+@pytest.mark.parametrize(("row", "grows"), [("bounded", True), ("kernel", False), ("power", False)])
+def test_a_wide_bound_is_charged_alike_throughout(row: str, grows: bool) -> None:
+    annealing = row_recipe(f"static+bilinear+{row}", "demo").annealing
+    last = annealing.logit_strength(100, 100)
+    assert last == (PENALTY_STRENGTH if grows else PENALTY_AT_FIRST)

@@ -13,14 +13,17 @@ from torch import Tensor, nn
 
 from aero.architecture import architecture
 from aero.config import POWER_FLOOR, LayerConfig, ModelConfig
-from aero.model import AeroConfig, AeroForCausalLM, Cache, Decoder, learning_rate_factors, logits, power, undecayed
+from aero.model import AeroConfig, AeroForCausalLM, Cache, Decoder, learning_rate_factors, logits, undecayed, weights
 from aero.model.attention import Attention, causal_average
+from aero.model.kernel import kernel_attention
 from aero.model.logits import PENALTY_FROM, PENALTY_STRENGTH, logit_excess
 from aero.model.power import power_attention
 
 KINDS = {
     "bounded": gpt(layer=LayerConfig(attention="bounded")),
     "power": gpt(layer=LayerConfig(attention="power", power=4)),
+    "kernel": gpt(layer=LayerConfig(attention="kernel", uniform_heads=(1,))),
+    "grouped kernel": llama(layer=LayerConfig(attention="kernel")),
     "some uniform": gpt(layer=LayerConfig(uniform_heads=(1, 2), temperature=True)),
     "grouped": llama(layer=LayerConfig(attention="power", uniform_heads=(2, 3))),
     "uniform layers": gpt(layer=LayerConfig(uniform_heads=(0, 1, 2, 3))),
@@ -44,8 +47,8 @@ def test_power_attention_in_blocks_and_by_brute_force(exponent: int, monkeypatch
     for head in range(4):
         for i in range(4):
             scores = [float(q[1, head, i] @ k[1, head // 2, j] + offset[head]) for j in range(3 + i)]
-            weights = torch.tensor([score**exponent + POWER_FLOOR for score in scores], dtype=torch.float64)
-            shares = weights / weights.sum()
+            raised = torch.tensor([score**exponent + POWER_FLOOR for score in scores], dtype=torch.float64)
+            shares = raised / raised.sum()
             torch.testing.assert_close(whole[1, head, i], shares @ v[1, head // 2, : 3 + i])
             torch.testing.assert_close(entropy[1, head, i], -(shares * shares.log()).sum())
 
@@ -56,12 +59,68 @@ def test_power_attention_in_blocks_and_by_brute_force(exponent: int, monkeypatch
         return list(torch.autograd.grad((out * whole).sum() + (spread * entropy).sum(), leaves))
 
     at_once = gradients()
-    monkeypatch.setattr(power, "WHOLE_SCORES", 2 * 4 * 6)
+    monkeypatch.setattr(weights, "WHOLE_SCORES", 2 * 4 * 6)
     blocked = power_attention(q, k, v, offset=offset, power=exponent)
     torch.testing.assert_close(blocked[0], whole)
     assert blocked[1] is None
     for one, other in zip(gradients(), at_once, strict=True):
         torch.testing.assert_close(one, other)
+
+
+def test_kernel_attention_in_blocks_and_by_brute_force(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, v, _ = inputs(queries=4, keys=6)
+    whole, entropy = kernel_attention(q, k, v, scale=0.7, with_entropy=True)
+    assert entropy is not None
+    for head in range(4):
+        for i in range(4):
+            distances = [float((q[1, head, i] - k[1, head // 2, j]).square().sum()) for j in range(3 + i)]
+            kernel = torch.tensor([math.exp(-0.7 * each / 2) for each in distances], dtype=torch.float64)
+            shares = kernel / kernel.sum()
+            assert kernel.max() <= 1
+            torch.testing.assert_close(whole[1, head, i], kernel / (1 + kernel.sum()) @ v[1, head // 2, : 3 + i])
+            torch.testing.assert_close(entropy[1, head, i], -(shares * shares.log()).sum())
+
+    def gradients() -> list[Tensor]:
+        leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+        out, spread = kernel_attention(*leaves, scale=0.7, with_entropy=True)
+        assert spread is not None
+        return list(torch.autograd.grad((out * whole).sum() + (spread * entropy).sum(), leaves))
+
+    at_once = gradients()
+    monkeypatch.setattr(weights, "WHOLE_SCORES", 2 * 4 * 6)
+    torch.testing.assert_close(kernel_attention(q, k, v, scale=0.7)[0], whole)
+    for one, other in zip(gradients(), at_once, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_gradients_of_kernel_attention() -> None:
+    leaves = [x.requires_grad_() for x in inputs()[:3]]
+
+    def both(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        out, entropy = kernel_attention(q, k, v, scale=0.7, with_entropy=True)
+        assert entropy is not None
+        return out, entropy
+
+    assert torch.autograd.gradcheck(both, leaves)
+
+
+def test_kernel_attention_far_from_every_key() -> None:
+    q, k, v, _ = inputs()
+    leaves = [(q + 1e3).requires_grad_(), k.requires_grad_(), v.requires_grad_()]
+    out, entropy = kernel_attention(*leaves, scale=0.5, with_entropy=True)
+    assert entropy is not None
+    assert not out.any()
+    (out.sum() + entropy.sum()).backward()
+    assert all(each.grad is not None and bool(each.grad.isfinite().all()) for each in leaves)
+
+
+def test_kernel_exponents_keep_their_small_differences_under_autocast() -> None:
+    q = (30 * random(1, 1, 8, 16)).to(torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        out, _ = kernel_attention(q, q, q.float(), scale=0.25)
+    exact, _ = kernel_attention(q.double(), q.double(), q.double(), scale=0.25)
+    # Every query meets a key that equals it: weight 1 of 1 + 1. In bfloat16 the difference would be off by units.
+    assert float((out.double() - exact).abs().max()) < 0.01 * float(exact.abs().max())
 
 
 @pytest.mark.parametrize("exponent", [2, 4])
@@ -141,11 +200,29 @@ def test_logits_near_the_bound_are_charged(block: int, shifted: bool, monkeypatc
         torch.testing.assert_close(one, other)
 
 
-@pytest.mark.parametrize("what", ["penalty", "power"])
+def test_kernel_exponents_near_the_bound_are_charged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logits, "BLOCK_SCORES", 1)
+    q, k, _, _ = inputs(queries=4, keys=6)
+    bound, expected, top = 4.0, 0.0, torch.zeros(4, dtype=torch.float64)
+    for batch in range(2):
+        for head in range(4):
+            for i in range(4):
+                for j in range(3 + i):
+                    x = 0.7 * (q[batch, head, i] - k[batch, head // 2, j]).square().sum() / 2
+                    top[head] = max(top[head], x)
+                    if x > PENALTY_FROM * bound:
+                        expected += float(charge(x, bound)) / (2 * 4)
+    penalty, largest = logit_excess(q, k, bound=bound, kernel=0.7)
+    assert expected > 0
+    assert penalty.item() == pytest.approx(expected)
+    torch.testing.assert_close(largest, top)
+
+
+@pytest.mark.parametrize("what", ["penalty", "power", "kernel", "kernel penalty"])
 def test_long_contexts_keep_nothing_of_the_scores(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     length = 256
     monkeypatch.setattr(logits, "BLOCK_SCORES", 2 * 16 * length)
-    monkeypatch.setattr(power, "WHOLE_SCORES", 2 * 16 * length)
+    monkeypatch.setattr(weights, "WHOLE_SCORES", 2 * 16 * length)
     q, k, v = (random(1, 2, length, 8, seed=seed).requires_grad_() for seed in range(3))
     kept: dict[int, int] = {}
 
@@ -156,6 +233,12 @@ def test_long_contexts_keep_nothing_of_the_scores(what: str, monkeypatch: pytest
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         if what == "penalty":
             result, _ = logit_excess(q, k, offset=None, bound=1.0)
+        elif what == "kernel penalty":
+            result, _ = logit_excess(q, k, bound=1.0, kernel=1.0)
+        elif what == "kernel":
+            out, entropy = kernel_attention(q, k, v, scale=0.3, with_entropy=True)
+            assert entropy is not None
+            result = out.sum() + entropy.sum()
         else:
             out, entropy = power_attention(q, k, v, offset=torch.ones(2).double(), power=2, with_entropy=True)
             assert entropy is not None
@@ -269,10 +352,11 @@ def test_what_the_optimizer_does_with_offsets() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"attention": "linear"}, "attention must be one of softmax, bounded, power, not 'linear'"),
+        ({"attention": "linear"}, "attention must be one of softmax, bounded, power, kernel, not 'linear'"),
         ({"logit_bound": 0.0}, "logit_bound must be positive and finite, not 0.0"),
         ({"logit_bound": math.inf}, "logit_bound must be positive"),
         ({"power": 3}, "power must be one of 2, 4, not 3"),
+        ({"attention": "kernel", "temperature": True}, "kernel attention has no temperature"),
         ({"uniform_heads": (2, 1)}, "distinct head numbers in rising order"),
         ({"uniform_heads": (-1,)}, "distinct head numbers"),
         ({"uniform_heads": (1, 1)}, "distinct head numbers"),

@@ -68,7 +68,12 @@ def trained(kind: AttentionKind, bound: float, exponent: int, *, penalised: bool
 
 @pytest.mark.parametrize(
     ("kind", "bound", "exponent"),
-    [("bounded", 4.0, 2), ("power", 4.0, 2), pytest.param("power", 8.0, 4, marks=pytest.mark.slow)],
+    [
+        ("bounded", 4.0, 2),
+        ("kernel", 24.0, 2),
+        ("power", 4.0, 2),
+        pytest.param("power", 8.0, 4, marks=pytest.mark.slow),
+    ],
 )
 def test_learns_within_its_bound(kind: AttentionKind, bound: float, exponent: int) -> None:
     decoder, losses = trained(kind, bound, exponent, penalised=True)

@@ -24,8 +24,14 @@ def bounding(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import bounding as module
     import stability
+    from aero import architecture
+    from aero.model import power
 
-    kept = [
+    kept: list[tuple[Any, str]] = [
+        (power, "_attend"),
+        (attention, "power_attention"),
+        (architecture, "WIDE_BOUND"),
+        (logits, "PENALTY_AT_FIRST"),
         (Attention, "_attend"),
         (attention, "logit_excess"),
         (logits, "PENALTY_STRENGTH"),
@@ -38,20 +44,31 @@ def bounding(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         sys.modules.pop(name, None)
 
 
-def test_no_kernel_weight_exceeds_one_and_no_sum_falls_below_it(bounding: Any) -> None:
-    bounding.kernel()
+@pytest.mark.parametrize("exponent", [2, 8])
+def test_powers_by_brute_force(bounding: Any, exponent: int) -> None:
+    from aero.model import power
+
+    bounding.power(exponent, paid=False)
     torch.manual_seed(0)
-    q, k, v = 5 * torch.randn(3, 1, 2, 6, 4).double()
-    out, heads = Attention._attend(SimpleNamespace(head_size=4), q, k, v, True, False)  # type: ignore[arg-type]
+    q, k, v = torch.randn(3, 1, 2, 6, 4).double()
+    offset = torch.tensor([2.0, 3.0]).double()
+    # As attention calls it: the row's own exponent is 2, at which the offset starts.
+    out, entropy = attention.power_attention(q, k, v, offset=offset, power=2, with_entropy=True)  # type: ignore[attr-defined]
     for head in range(2):
         for row in range(6):
-            distances = [(q[0, head, row] - k[0, head, key]).square().sum().item() for key in range(row + 1)]
-            weights = [math.exp(-distance / (2 * math.sqrt(4))) for distance in distances]
-            assert max(weights) <= 1
-            expected = sum(w * v[0, head, key] for key, w in enumerate(weights)) / (1 + sum(weights))
-            torch.testing.assert_close(out[0, head, row], expected, rtol=1e-5, atol=1e-6)
-    assert heads.entropy is not None
-    assert ((heads.entropy >= 0) & (heads.entropy <= math.log(6) + 1e-6)).all()
+            logit = q[0, head, row] @ k[0, head, : row + 1].T + offset[head] - 2
+            raised = (1 + logit / exponent) ** exponent + power.POWER_FLOOR
+            torch.testing.assert_close(out[0, head, row], raised / raised.sum() @ v[0, head, : row + 1])
+    assert ((entropy >= 0) & (entropy <= math.log(6) + 1e-6)).all()
+
+
+def test_what_is_loose_is_not_charged(bounding: Any) -> None:
+    from aero import architecture
+    from aero.eliminate.anneal import Annealing
+
+    bounding.WAYS["loose-4"][1]()
+    assert Annealing().logit_strength(9, 10) == 0.0
+    assert architecture.architecture("static+bilinear+power", "gpt2-tiny").layers[0].logit_bound == bounding.NARROW
 
 
 def test_the_logarithm_of_a_heads_charge(bounding: Any) -> None:

@@ -21,7 +21,7 @@ def test_names() -> None:
         named("demo-zero")
 
 
-@pytest.mark.parametrize(("size", "count"), [("demo", 9), ("code", 3), ("small", 9)])
+@pytest.mark.parametrize(("size", "count"), [("demo", 10), ("code", 4), ("small", 10)])
 def test_recipes_of_a_size_differ_in_architecture_only(size: str, count: int) -> None:
     first, *others = (make() for name, make in RECIPES.items() if name.startswith(size))
     assert len(others) + 1 == count

@@ -44,8 +44,8 @@ def test_the_plan_covers_the_study_and_no_name_is_twice(study: Any) -> None:
     assert len(set(names)) == len(names)
     count = {phase: sum(run.phase == phase for run in runs) for phase in dict.fromkeys(run.phase for run in runs)}
     assert count == {
-        "search": 24,
-        "main": 21,
+        "search": 28,
+        "main": 24,
         "stability": 4,
         "context": 18,
         "cure": 6,
@@ -55,7 +55,7 @@ def test_the_plan_covers_the_study_and_no_name_is_twice(study: Any) -> None:
     }
     assert all((run.rate is None) == (run.phase not in ("search", "cure")) for run in runs)
     stable = [run for run in runs if run.phase == "stability"]
-    assert {(run.row, run.cut) for run in stable} == {("static+bilinear", 1), ("static+bilinear+bounded", 1)}
+    assert {(run.row, run.cut) for run in stable} == {("static+bilinear", 1), ("static+bilinear+kernel", 1)}
     for run in runs:
         assert run.config(study.SCALES["small"]).context == run.context
         assert run.tokens >= 85_000_000 or run.phase in ("search", "cure", "other")
@@ -76,6 +76,10 @@ def test_the_search_decides_every_rate(study: Any) -> None:
     rates = {run.row: run.rate for run in study.plan(scale, incomplete) if run.phase in ("main", "other")}
     assert rates["SM+LN+G"] is rates["SM+LN"] is rates["SM+LN+R"] is None
     assert rates["static+relu"] == 5e-4
+    between = [each for each in documents if each["run"]["rate"] != 2e-3]
+    assert {run.rate for run in study.plan(scale, between) if run.phase == "main"} == {5e-4}
+    at_the_end = [each for each in documents if each["run"]["rate"] > 4e-4]
+    assert {run.rate for run in study.plan(scale, at_the_end) if run.phase == "main"} == {None}
 
 
 def test_a_run_that_is_cut_off_goes_on_as_if_nothing_had_happened(
@@ -156,7 +160,7 @@ def test_the_program_lists_runs_side_by_side_and_sums_up(
     assert study.main([*words, "--only", "search", "--list"]) == 0
     listed = capsys.readouterr().out
     assert listed.count("done") == 2
-    assert listed.count("missing") == 22  # six rows at four rates, less two
+    assert listed.count("missing") == 26  # seven rows at four rates, less two
     assert study.main([*words, "--only", names[0]]) == 0  # nothing left to do
     with pytest.raises(SystemExit):
         study.main([*words, "--only", "nothing"])

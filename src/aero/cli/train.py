@@ -32,11 +32,12 @@ def command(
         str,
         typer.Argument(
             help="demo-baseline (softmax, LayerNorm, GELU), demo-aero (norms annealed to constants, bilinear "
-            "feed-forward), demo-bounded (the same, attention logits bounded), demo-power (power attention), "
+            "feed-forward), demo-kernel (the same, attention whose exponents are never positive), demo-bounded "
+            "(attention logits bounded in training), demo-power (power attention), "
             "demo-softmax-only (softmax alone, entropy regularised), or published baselines: demo-mpcformer and "
             "demo-secformer (2Quad attention; with --teacher, and --from the same model), demo-simplified and "
-            "demo-simplified-parallel (SAS and SAS-P blocks). Minutes on a CPU each; code-baseline, code-aero and "
-            "code-bounded have ten million parameters, small-... are GPT-2's small shape, both for a GPU; demo:ROW, "
+            "demo-simplified-parallel (SAS and SAS-P blocks). Minutes on a CPU each; code-baseline, code-aero, "
+            "code-kernel and code-bounded have ten million parameters, small-... are GPT-2's small shape, both for a GPU; demo:ROW, "
             "code:ROW and small:ROW take any row of the architecture table."
         ),
     ],

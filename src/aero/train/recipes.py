@@ -172,6 +172,11 @@ def demo_bounded() -> Recipe:
     return _titled("demo-bounded", "softmax of bounded logits, static norms, bilinear", "static+bilinear+bounded")
 
 
+def demo_kernel() -> Recipe:
+    """``demo_aero`` with kernel attention: exponents are never positive by their form, and no maximum is needed."""
+    return _titled("demo-kernel", "kernel attention, static norms, bilinear", "static+bilinear+kernel")
+
+
 def demo_power() -> Recipe:
     """``demo_aero`` with power attention in softmax's place: products and one reciprocal a row are all that is left."""
     return _titled("demo-power", "power attention, static norms, bilinear: no exponential", "static+bilinear+power")
@@ -219,6 +224,11 @@ def code_bounded() -> Recipe:
     return _titled("code-bounded", summary, "static+bilinear+bounded")
 
 
+def code_kernel() -> Recipe:
+    """``code_aero`` with kernel attention."""
+    return _titled("code-kernel", "ten million parameters: kernel attention, static norms", "static+bilinear+kernel")
+
+
 def small_baseline() -> Recipe:
     """GPT-2's small shape with every nonlinearity, and the papers' optimiser settings."""
     return _titled("small-baseline", "GPT-2 small: softmax, LayerNorm and GELU", "SM+LN+G")
@@ -237,6 +247,11 @@ def small_aero() -> Recipe:
 def small_bounded() -> Recipe:
     """``small_aero`` with bounded attention logits."""
     return _titled("small-bounded", "GPT-2 small: softmax of bounded logits, static norms", "static+bilinear+bounded")
+
+
+def small_kernel() -> Recipe:
+    """``small_aero`` with kernel attention."""
+    return _titled("small-kernel", "GPT-2 small: kernel attention, static norms", "static+bilinear+kernel")
 
 
 def small_power() -> Recipe:
@@ -365,6 +380,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "demo-baseline": demo_baseline,
     "demo-aero": demo_aero,
     "demo-bounded": demo_bounded,
+    "demo-kernel": demo_kernel,
     "demo-power": demo_power,
     "demo-softmax-only": demo_softmax_only,
     "demo-mpcformer": demo_mpcformer,
@@ -374,10 +390,12 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "code-baseline": code_baseline,
     "code-aero": code_aero,
     "code-bounded": code_bounded,
+    "code-kernel": code_kernel,
     "small-baseline": small_baseline,
     "small-softmax-only": small_softmax_only,
     "small-aero": small_aero,
     "small-bounded": small_bounded,
+    "small-kernel": small_kernel,
     "small-power": small_power,
     "small-mpcformer": small_mpcformer,
     "small-secformer": small_secformer,
