@@ -59,12 +59,15 @@ def constant() -> None:
 def logarithm() -> None:
     """Every head's charge, averaged over batch and queries, through log(1 + x)."""
 
-    def excess(q: Tensor, k: Tensor, *, offset: Tensor | None, bound: float) -> tuple[Tensor, Tensor]:
+    def excess(
+        q: Tensor, k: Tensor, *, offset: Tensor | None, start: float, kernel: float | None
+    ) -> tuple[Tensor, Tensor]:
+        assert kernel is None
         scores, hidden = logits.causal_scores(q, k)
         if offset is not None:
             scores = scores + offset[:, None, None].to(scores.dtype)
         size = scores.abs().masked_fill(hidden, 0.0)
-        charge = logits.charge(size, bound).sum((0, 2, 3)) / (q.shape[0] * q.shape[2])
+        charge = logits.charge(size, start).sum((0, 2, 3)) / (q.shape[0] * q.shape[2])
         return charge.log1p().sum(), size.detach().amax((0, 2, 3))
 
     attention.logit_excess = excess  # type: ignore[attr-defined]
@@ -100,7 +103,7 @@ def power(exponent: int, *, paid: bool) -> None:
     """Weights (1 + (s + c) / p)^p over their sum, with or without the penalty on |s + c|."""
     if not paid:
         unpaid()
-    architecture.WIDE_BOUND = NARROW
+    architecture.WIDE_BOUND["power"] = NARROW
     usual = power_attention.power_attention
 
     def raised(q: Tensor, k: Tensor, v: Tensor, *, offset: Tensor, power: int, with_entropy: bool = False) -> Any:

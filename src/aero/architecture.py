@@ -34,9 +34,10 @@ _PUBLISHED: dict[str, dict[str, Any]] = {
     "2Quad+LN+Quad": {"norm": True, "feedforward": "quad", **_TWO_QUAD},
 }
 
-WIDE_BOUND = 128.0
-"""Of power and kernel attention in our rows. A power's weights grow slowly enough for private inference to hold such
-logits, and a key at that distance has no weight; what is charged in training is a rare head that leaves for good."""
+WIDE_BOUND: dict[str, float] = {"power": 128.0, "kernel": 256.0}
+"""Of power and kernel attention in our rows, both charged from 96 on. A power's weights grow slowly enough for private
+inference to hold such logits, and a key at that distance has no weight; what is charged in training is a rare head that
+leaves for good."""
 
 _SPELT_OUT = frozenset({"norm", "feedforward", "weight_norm", "spectral_norm"})
 
@@ -120,7 +121,7 @@ def architecture(
             feedforward_norm=norm,
             feedforward=ffn,
             attention=attention,
-            logit_bound=WIDE_BOUND if attention in ("power", "kernel") else LayerConfig.logit_bound,
+            logit_bound=WIDE_BOUND.get(attention, LayerConfig.logit_bound),
             weight_norm=weight_norm,
             spectral_norm=spectral_norm,
         )

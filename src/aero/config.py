@@ -32,13 +32,22 @@ AttentionKind = Literal[
     "softmax",  # exp(s) / sum, s the scaled logits of the causal triangle
     "bounded",  # the same, trained so that |s| <= logit_bound: privately, no row maximum is needed
     "power",  # ((s + c)^p + POWER_FLOOR) / sum, c learned for each head or fixed
-    "kernel",  # exp(-|q - k|^2 / (2 sqrt(d_k))) / (1 + sum): no weight exceeds 1, no sum is below 1
+    "kernel",  # exp(-|q - k|^2 / (2 sqrt(d_k))) / (KERNEL_SINK + sum): no weight exceeds 1, no sum is below 1
 ]
 
 POWER_FLOOR = 2.0**-6
 """What power attention adds to every weight before it divides. A row of logits at -c would divide 0 by 0; with the
 floor a row's sum over n keys is at least n * POWER_FLOOR, such a row averages its keys, and the derivative of the
 attention weights by the logits is bounded. A power of two: fixed point holds it exactly."""
+
+CHARGED_FROM = 0.75
+"""The share of its bound from which training charges a logit: the rest is the margin for text not seen in training."""
+
+KERNEL_CHARGED_FROM = 0.375
+"""The same for kernel attention, whose bound costs so little privately that the margin may be wide."""
+
+KERNEL_SINK = 1.0
+"""The weight of the key that is none in kernel attention: in a row's sum alone, which it keeps from falling below 1."""
 
 Linear = Literal["q", "k", "v", "o", "ffn"]
 SlopeScope = Literal["layer", "global"]
@@ -126,6 +135,11 @@ class LayerConfig:
     def bounds_logits(self) -> bool:
         """Whether training keeps the logits within ``logit_bound``."""
         return self.attention != "softmax"
+
+    @property
+    def charged_from(self) -> float:
+        """The size of a logit from which training charges it."""
+        return self.logit_bound * (KERNEL_CHARGED_FROM if self.attention == "kernel" else CHARGED_FROM)
 
 
 @dataclass(frozen=True, kw_only=True)

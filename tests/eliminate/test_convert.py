@@ -12,14 +12,13 @@ import torch
 from tests.model.shapes import gpt, llama, scrambled, tokens
 
 from aero.architecture import architecture
-from aero.config import LayerConfig, ModelConfig
+from aero.config import CHARGED_FROM, LayerConfig, ModelConfig
 from aero.eliminate.bounds import check_bounds, largest_logits
 from aero.eliminate.convert import average_heads, bound_logits, converted, make_norms_static
 from aero.eliminate.fold import fold
 from aero.eliminate.source import folded
 from aero.errors import AeroError
 from aero.model import AeroConfig, AeroForCausalLM, Decoder, set_static_blend
-from aero.model.logits import PENALTY_FROM
 
 
 def rows(config: ModelConfig, count: int = 6) -> np.ndarray:
@@ -78,7 +77,7 @@ def test_softmax_becomes_bounded_without_a_change(training: bool) -> None:
 def test_a_wide_margin_leaves_nothing_to_penalise() -> None:
     decoder = scrambled(gpt())
     given = rows(decoder.config)
-    penalty = bound_logits(decoder, given, margin=1.001 / PENALTY_FROM)(
+    penalty = bound_logits(decoder, given, margin=1.001 / CHARGED_FROM)(
         torch.from_numpy(given), with_logits=True
     ).logit_penalty
     assert penalty is not None

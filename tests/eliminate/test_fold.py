@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from torch import nn
 
 from aero.architecture import architecture, architecture_names
 from aero.config import LayerConfig, ModelConfig, gpt2_tiny, llama_tiny
+from aero.eliminate.bounds import largest_logits
 from aero.eliminate.fold import fold
 from aero.eliminate.plain import logits
 from aero.eliminate.private_model import PrivateConfig
@@ -80,6 +82,9 @@ ATTENTION = {
     "uniform heads among tempered power": (replace(POWER, uniform_heads=(1,)), gpt2_tiny),
     "uniform heads of the first key head": (replace(POWER, uniform_heads=(0, 1)), llama_tiny),
     "uniform heads of the last key head": (LayerConfig(attention="bounded", uniform_heads=(2, 3)), llama_tiny),
+    "kernel, uniform heads between others": (LayerConfig(attention="kernel", uniform_heads=(0, 2)), gpt2_tiny),
+    "kernel, uniform heads of the first key head": (LayerConfig(attention="kernel", uniform_heads=(0, 1)), llama_tiny),
+    "kernel beside its averages": (LayerConfig(attention="kernel", shaped=True, scaled=True), gpt2_tiny),
     "uniform heads only": (LayerConfig(uniform_heads=(0, 1, 2, 3), temperature=True), llama_tiny),
     "uniform heads only, with biases": (replace(POWER, uniform_heads=(0, 1, 2, 3)), gpt2_tiny),
 }
@@ -96,8 +101,27 @@ def test_every_kind_of_attention_folds_exactly(name: str) -> None:
     assert layer_weights.uniform_heads == len(layer.uniform_heads)
     active = config.heads - len(layer.uniform_heads)
     keys = active * config.kv_heads // config.heads
-    assert folded.weights["layers.0.qkv"].shape == (24, (active + keys + config.kv_heads) * config.head_size)
+    values = 3 * config.heads if layer.shaped else config.kv_heads
+    assert folded.weights["layers.0.qkv"].shape == (24, (active + keys + values) * config.head_size)
     assert PrivateConfig.from_dict(json.loads(json.dumps(folded.config.to_dict()))) == folded.config
+
+
+@pytest.mark.parametrize("shape", [gpt2_tiny, llama_tiny])
+@pytest.mark.parametrize("attention", ["bounded", "kernel", "power"])
+def test_logits_reach_as_far_as_those_of_the_trained_model(attention: Any, shape: Any) -> None:
+    config = small(shape()).with_layers(lambda layer: replace(layer, attention=attention))
+    decoder = disturbed(config)
+    tokens = np.random.default_rng(2).integers(0, config.vocab_size, (1, config.context))
+    found = np.zeros(config.depth)
+
+    def watch(layer: int, what: str, values: np.ndarray) -> None:
+        if what == "logits":
+            assert attention != "kernel" or values.max() < 1e-12
+            found[layer] = np.abs(values).max()
+
+    logits(fold(decoder), tokens[0], watch=watch)
+    expected = [float(each.max()) for each in largest_logits(decoder, tokens) if each is not None]
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
 
 
 def test_what_is_public_of_each_kind_of_attention() -> None:
@@ -107,12 +131,16 @@ def test_what_is_public_of_each_kind_of_attention() -> None:
         LayerConfig(attention="bounded", logit_bound=5.5),
         LayerConfig(attention="power", logit_bound=3, power=4),
         LayerConfig(attention="power", uniform_heads=(0, 1, 2, 3)),
+        LayerConfig(attention="kernel", logit_bound=96),
+        LayerConfig(attention="kernel", uniform_heads=(0, 1, 2, 3)),
     )
     folded = fold(disturbed(replace(config, layers=kinds)))
     assert [(each.attention, each.logit_bound, each.power, each.uniform_heads) for each in folded.config.layers] == [
         ("softmax", None, None, 0),
         ("bounded", 5.5, None, 0),
         ("power", 3.0, 4, 0),
+        ("softmax", None, None, 4),
+        ("kernel", 96.0, None, 0),
         ("softmax", None, None, 4),
     ]
     older = folded.config.to_dict()

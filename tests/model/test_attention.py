@@ -16,7 +16,7 @@ from aero.config import POWER_FLOOR, LayerConfig, ModelConfig
 from aero.model import AeroConfig, AeroForCausalLM, Cache, Decoder, learning_rate_factors, logits, undecayed, weights
 from aero.model.attention import Attention, causal_average
 from aero.model.kernel import kernel_attention
-from aero.model.logits import PENALTY_FROM, PENALTY_STRENGTH, logit_excess
+from aero.model.logits import PENALTY_STRENGTH, logit_excess
 from aero.model.power import power_attention
 
 KINDS = {
@@ -170,9 +170,9 @@ def test_the_floor_bounds_the_derivative(exponent: int) -> None:
     assert max(slopes) > largest / 40
 
 
-def charge(size: Any, bound: float) -> Any:
+def charge(size: Any, start: float) -> Any:
     """For one logit: the square of what is too much of it, from 1 on the square's tangent."""
-    excess = size - PENALTY_FROM * bound
+    excess = size - start
     return excess**2 if excess <= 1 else 2 * excess - 1
 
 
@@ -182,8 +182,8 @@ def test_logits_near_the_bound_are_charged(block: int, shifted: bool, monkeypatc
     monkeypatch.setattr(logits, "BLOCK_SCORES", block)
     q, k, _, offset = inputs(queries=4, keys=6)
     leaves = [2 * q.clone().requires_grad_(), k.clone().requires_grad_(), offset.clone().requires_grad_()]
-    bound = 2.0
-    penalty, largest = logit_excess(leaves[0], leaves[1], offset=leaves[2] if shifted else None, bound=bound)
+    start = 1.5
+    penalty, largest = logit_excess(leaves[0], leaves[1], offset=leaves[2] if shifted else None, start=start)
     expected, tops = torch.zeros((), dtype=torch.float64), torch.zeros(4, dtype=torch.float64)
     for batch in range(2):
         for head in range(4):
@@ -191,8 +191,8 @@ def test_logits_near_the_bound_are_charged(block: int, shifted: bool, monkeypatc
                 for j in range(3 + i):
                     x = leaves[0][batch, head, i] @ leaves[1][batch, head // 2, j] + (leaves[2][head] if shifted else 0)
                     tops[head] = max(tops[head], abs(x.detach()))
-                    if abs(x) > PENALTY_FROM * bound:
-                        expected = expected + charge(abs(x), bound) / (2 * 4)
+                    if abs(x) > start:
+                        expected = expected + charge(abs(x), start) / (2 * 4)
     torch.testing.assert_close(penalty, expected)
     torch.testing.assert_close(largest, tops)
     used = leaves[:2] + ([leaves[2]] if shifted else [])
@@ -203,16 +203,16 @@ def test_logits_near_the_bound_are_charged(block: int, shifted: bool, monkeypatc
 def test_kernel_exponents_near_the_bound_are_charged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logits, "BLOCK_SCORES", 1)
     q, k, _, _ = inputs(queries=4, keys=6)
-    bound, expected, top = 4.0, 0.0, torch.zeros(4, dtype=torch.float64)
+    start, expected, top = 3.0, 0.0, torch.zeros(4, dtype=torch.float64)
     for batch in range(2):
         for head in range(4):
             for i in range(4):
                 for j in range(3 + i):
                     x = 0.7 * (q[batch, head, i] - k[batch, head // 2, j]).square().sum() / 2
                     top[head] = max(top[head], x)
-                    if x > PENALTY_FROM * bound:
-                        expected += float(charge(x, bound)) / (2 * 4)
-    penalty, largest = logit_excess(q, k, bound=bound, kernel=0.7)
+                    if x > start:
+                        expected += float(charge(x, start)) / (2 * 4)
+    penalty, largest = logit_excess(q, k, start=start, kernel=0.7)
     assert expected > 0
     assert penalty.item() == pytest.approx(expected)
     torch.testing.assert_close(largest, top)
@@ -232,9 +232,9 @@ def test_long_contexts_keep_nothing_of_the_scores(what: str, monkeypatch: pytest
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         if what == "penalty":
-            result, _ = logit_excess(q, k, offset=None, bound=1.0)
+            result, _ = logit_excess(q, k, offset=None, start=1.0)
         elif what == "kernel penalty":
-            result, _ = logit_excess(q, k, bound=1.0, kernel=1.0)
+            result, _ = logit_excess(q, k, start=1.0, kernel=1.0)
         elif what == "kernel":
             out, entropy = kernel_attention(q, k, v, scale=0.3, with_entropy=True)
             assert entropy is not None
@@ -251,10 +251,10 @@ def test_long_contexts_keep_nothing_of_the_scores(what: str, monkeypatch: pytest
 
 def test_logits_above_the_diagonal_cost_nothing() -> None:
     q, k = torch.full((1, 1, 3, 1), 10.0), torch.tensor([0.0, 0.0, 10.0]).view(1, 1, 3, 1)
-    penalty, largest = logit_excess(q[:, :, :2], k[:, :, :2], offset=None, bound=8.0)
+    penalty, largest = logit_excess(q[:, :, :2], k[:, :, :2], offset=None, start=6.0)
     assert (penalty.item(), largest.tolist()) == (0.0, [0.0])
-    penalty, largest = logit_excess(q, k, offset=None, bound=8.0)
-    assert (penalty.item(), largest.tolist()) == (pytest.approx(charge(100.0, 8.0) / 3), [100.0])
+    penalty, largest = logit_excess(q, k, offset=None, start=6.0)
+    assert (penalty.item(), largest.tolist()) == (pytest.approx(charge(100.0, 6.0) / 3), [100.0])
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -37,7 +37,11 @@ class Rehearsal:
 
     def put(self, name: str, shape: tuple[int, ...], owner: int | None = None) -> None:
         """A secret of the party ``owner``, or one that all share."""
-        value = np.asarray(self._random.uniform(0.5, 1.5, shape), np.float32)
+        self.enter(name, self._random.uniform(0.5, 1.5, shape), owner)
+
+    def enter(self, name: str, numbers: Any, owner: int | None = None) -> None:
+        """The same with these numbers."""
+        value = np.asarray(numbers, np.float32)
         with_owner = () if owner is None else (owner,)
         shares = self._io.make_shares(value, libspu.Visibility.VIS_SECRET, *with_owner)
         for runtime, share in zip(self._runtimes, shares, strict=True):

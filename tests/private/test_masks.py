@@ -106,10 +106,11 @@ def dealer(monkeypatch: pytest.MonkeyPatch) -> DealerAccess:
     return DealerAccess(host="127.0.0.1", port=told[0][0], public_key=told[0][1])
 
 
-def test_no_number_of_a_seed_masks_two_values(dealer: DealerAccess) -> None:
+@pytest.mark.parametrize("model", [MODEL, "gpt2-tiny:static+bilinear+kernel"])
+def test_no_number_of_a_seed_masks_two_values(dealer: DealerAccess, model: str) -> None:
     """Weights, a prompt, and tokens that read keys and values in blocks, two of which are merged."""
     parties = local_parties(protocol_named("semi2k"), None)
-    owner = PartyJob(protocol="semi2k", parties=parties, rank=0, wait_seconds=60.0, dealer=dealer, model=MODEL)
+    owner = PartyJob(protocol="semi2k", parties=parties, rank=0, wait_seconds=60.0, dealer=dealer, model=model)
     hosting = threading.Thread(target=lambda: list(run_party(owner)))
     hosting.start()
     question = Question(prompt=(1, 2, 3), new_tokens=6)

@@ -21,11 +21,11 @@ import spu.utils.simulation as simulation
 from tests.eliminate.test_fold import small
 
 from aero.architecture import architecture, architecture_names
-from aero.config import POWER_FLOOR, GeluForm
+from aero.config import KERNEL_SINK, POWER_FLOOR, GeluForm
 from aero.eliminate.fold import fold
 from aero.model.decoder import Decoder
 from aero.model.norm import set_static_blend
-from aero.private import attention, exponent, nonlinear, program, softmax
+from aero.private import attention, exponent, nonlinear, program, ring, softmax
 from aero.private.dealer.process import DealerProcess
 from aero.private.engine import FRACTION_BITS, runtime_config
 from aero.private.protocols import PROTOCOLS, protocol_named
@@ -103,6 +103,15 @@ def rotated(q: Array, k: Array) -> Array:
         return np.concatenate([first * cosine - second * sine, first * sine + second * cosine, rest], axis=-1)
 
     return np.concatenate([turn(q), turn(k)])
+
+
+def squared(x: Array) -> Array:
+    return np.square(x.astype(np.float64)).sum(-1)
+
+
+def distances(q: Array, k: Array) -> Array:
+    apart = q.astype(np.float64)[:, :, None] - heads(k, len(q) // len(k))[:, None]
+    return np.square(apart).sum(-1)
 
 
 def one_hot(tokens: list[int], size: int) -> Array:
@@ -272,8 +281,32 @@ CASES = {
     "power, squared, wide": Case(
         packed(partial(softmax.power_weights, power=2, bound=32.0)),
         (np.float32(softmax.power_scale(2, 32.0) * WIDE), OFFSET * np.float32(softmax.power_scale(2, 32.0))),
-        powers(2, WIDE) / 16,
+        powers(2, WIDE) / 2,  # see POWER_FALL: half a bit each time that the bound doubles
         1e-4,
+    ),
+    "kernel, squared norms": Case(
+        lambda q, k: np_concatenate([ring.truncate(each).reshape(-1) for each in attention.squares(q, k)]),
+        (draw(4, 6, 16, scale=3), draw(2, 9, 16, scale=3)),
+        np.concatenate([squared(draw(heads_, rows, 16, scale=3)).ravel() for heads_, rows in ((4, 6), (2, 9))]),
+        2e-4,
+    ),
+    "kernel, scores": Case(
+        lambda q, k: TRIANGLE.unpack(attention.distances(q, k, *attention.squares(q, k))),
+        (draw(4, 6, 16, scale=3), draw(2, 9, 16, scale=3)),
+        in_blocks(-distances(draw(4, 6, 16, scale=3), draw(2, 9, 16, scale=3))),
+        4e-4,
+    ),
+    "kernel, scores at once": Case(
+        lambda q, k: softmax.Triangle(6, 6).unpack(attention.distances_at_once(q, k, together=2)[0]),
+        (draw(6, 6, 16, scale=3), draw(3, 6, 16, scale=3)),
+        np.tril(-distances(draw(6, 6, 16, scale=3), draw(3, 6, 16, scale=3))),
+        4e-4,
+    ),
+    "kernel, far from 0 and near each other": Case(
+        lambda q, k: TRIANGLE.unpack(attention.distances(q, k, *attention.squares(q, k))),
+        (draw(4, 6, 16) + 200, draw(2, 9, 16) + 200),
+        in_blocks(-distances(draw(4, 6, 16) + 200, draw(2, 9, 16) + 200)),
+        1e-3,
     ),
     "shaped attention": Case(
         attention.shaped,
@@ -311,6 +344,33 @@ for form in exponent.FORMS:
         1 / sums.sum(-1, keepdims=True),
         1e-4 / sums.sum(-1).min() + 10 * UNIT,
     )
+
+
+for bound in (20.0, 128.0, 400.0):
+    form = exponent.kernel_exponential(bound)
+    far = np.concatenate([np.linspace(-bound, 0, 144), np.linspace(-8, 0, 144)]).reshape(2, 12, 12)
+    CASES[f"kernel, bounded by {bound:g}"] = Case(
+        packed(partial(softmax.bounded_weights, form=form)),
+        (np.float32(form.scale * far),),
+        np.tril(np.exp(far)),
+        form.error + form.bound * UNIT,
+    )
+    sums = np.tril(np.floor(np.exp(far[::-1]) / UNIT) * UNIT)
+    CASES[f"kernel's reciprocal, bounded by {bound:g}"] = Case(
+        partial(softmax.kernel_reciprocal, error=form.error),
+        (np.float32(sums),),
+        1 / (KERNEL_SINK + sums.sum(-1, keepdims=True)),
+        1e-4 + 10 * UNIT,
+    )
+
+
+few = np.float32(np.tril(np.abs(draw(2, 5, 5)).clip(0, 1)))
+CASES["kernel's reciprocal, few keys"] = Case(
+    partial(softmax.kernel_reciprocal, error=1e-4),
+    (few,),
+    1 / (KERNEL_SINK + few.sum(-1, keepdims=True, dtype=np.float64)),
+    1e-4 + 10 * UNIT,
+)
 
 
 def np_concatenate(parts: tuple[Any, ...]) -> Any:
@@ -352,6 +412,7 @@ def test_every_kind_of_step_is_covered() -> None:
         program._product,
     }  # as exact as the sum of three
     covered |= {attention.rotate, attention.scores, softmax.packed_maximum}  # in cases of another shape
+    covered |= {attention.squares, attention.distances, attention.distances_at_once}
     for shape in ("gpt2-tiny", "llama-tiny"):
         for row in architecture_names():
             decoder = Decoder(small(architecture(row, shape)))

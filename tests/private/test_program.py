@@ -24,8 +24,8 @@ from aero.private.protocols import CHEETAH, Together
 
 ROWS = [
     "SM+LN+G", "SM+LN+R", "SM+L", "SM(t)+ScFuFFN", "static+bilinear", "static+square", "SM+ScFuFFN_i1",
-    "static+bilinear+bounded", "static+bilinear+power", "2Quad+LN+Quad", "SAS(SM+LN+G)", "SAS-P(SM+LN+G)",
-    "SAS-P(SM+ScFuFFN_i1)",
+    "static+bilinear+bounded", "static+bilinear+kernel", "static+bilinear+power", "2Quad+LN+Quad", "SAS(SM+LN+G)",
+    "SAS-P(SM+LN+G)", "SAS-P(SM+ScFuFFN_i1)",
 ]  # fmt: skip
 
 
@@ -76,6 +76,10 @@ KINDS = [
     ({"attention": "power", "power": 4}, (1, 4)),
     ({"attention": "power", "uniform_heads": (0, 1)}, (2, 1)),
     ({"attention": "bounded", "uniform_heads": (2, 3), "temperature": True}, (2, 1)),
+    ({"attention": "kernel", "logit_bound": 128.0}, (2, 3)),
+    ({"attention": "kernel", "logit_bound": 20.0}, (2, 4, True)),
+    ({"attention": "kernel", "logit_bound": 300.0, "uniform_heads": (2, 3)}, (3, 1, True)),
+    ({"shaped": True, "attention": "kernel", "logit_bound": 128.0}, (2, 1)),
     ({"uniform_heads": (0, 1)}, (1, 1)),
     ({"uniform_heads": (0, 1, 2, 3)}, (1, 1)),
     ({"attention": "power", "power_offset": 5.0, "logit_bound": 32.0}, (1, 1)),

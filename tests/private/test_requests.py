@@ -151,6 +151,33 @@ def test_a_public_prefix_costs_a_request_nothing(model: PrivateModel) -> None:
     assert "prefix" in written["revealed"]
 
 
+KERNEL = "llama-tiny:static+bilinear+kernel"
+
+
+@pytest.mark.parametrize("protocol", ["semi2k-insecure", pytest.param("aby3", marks=pytest.mark.slow)])
+def test_squares_of_cached_keys_come_with_a_prefix_and_go_with_what_is_taken_back(protocol: str) -> None:
+    parties = local_parties(PROTOCOLS[protocol], None)
+    prefix, prompt = PROMPT[:5], PROMPT[5:]
+    job = PartyJob(protocol=protocol, parties=parties, rank=0, wait_seconds=120.0, embedding="client", prefix=prefix)
+    kernel = folded(KERNEL, seed=0)
+    expected = greedy(kernel, PROMPT, 8)
+    exact = plain.logits(kernel, np.array([*PROMPT, *expected[:-1]]))[len(PROMPT) - 1 :]
+
+    def draft(tokens: Sequence[int], count: int) -> list[int]:
+        done = len(tokens) - len(prompt)
+        return [expected[done], *[(each + 1) % 7 for each in expected[done + 1 : done + count]]]
+
+    with PrivateSession(job, model=KERNEL) as session:
+        alone = session.ask(Request(prompt=prompt, new_tokens=8, keep_logits=True))
+        drafted = session.ask(Request(prompt=prompt, new_tokens=5, keep_logits=True, draft=3), draft)
+        two = session.ask(Request(prompt=prompt, others=(prompt[::-1],), new_tokens=2, keep_logits=True))
+    for logits, count in ((alone.logits, 8), (drafted.logits, 5), (two.all_logits[0], 2)):
+        assert logits is not None
+        assert np.abs(logits - exact[:count]).max() < 1e-3
+    other = plain.logits(kernel, np.array([*prefix, *prompt[::-1], *two.answers[1][:-1]]))[len(PROMPT) - 1 :]
+    assert np.abs(two.all_logits[1] - other).max() < 1e-3
+
+
 @pytest.mark.slow
 def test_where_products_open_both_factors_a_token_opens_no_earlier_key_again(model: PrivateModel) -> None:
     """Counted in bytes, with a cache that takes tokens back; ``test_masks`` hears a dealer of the same blocks."""

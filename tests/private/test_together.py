@@ -164,7 +164,14 @@ def with_a_uniform_head() -> PrivateModel:
 
 
 # Steps that read heads and positions in every way there is.
-MIXED = ("llama-tiny", "gpt2-tiny:SM(t)+ScFuFFN", "gpt2-tiny:SAS-P(SM+ScFuFFN)", "gpt2-tiny:static+bilinear+power", "")
+MIXED = (
+    "llama-tiny",
+    "gpt2-tiny:SM(t)+ScFuFFN",
+    "gpt2-tiny:SAS-P(SM+ScFuFFN)",
+    "gpt2-tiny:static+bilinear+power",
+    "llama-tiny:static+bilinear+kernel",
+    "",
+)
 
 
 @pytest.mark.parametrize("name", MIXED)

@@ -113,10 +113,13 @@ def _attention(weights: Weights, config: ModelConfig, layer: LayerConfig, x: Arr
                 fixed = layer.power_offset
                 offset = weights["attention.power_offset"][place] if fixed is None else fixed
                 shares = (scores + offset) ** layer.power + 1 / 64
+            elif layer.attention == "kernel":
+                shares = np.exp([-((queries[i] - key) ** 2).sum() / (2 * math.sqrt(size)) for key in keys[: i + 1]])
             else:
                 shares = np.exp(scores - scores.max())
+            # A kernel's weights add up to less than 1: one key more, at no distance, has a value of 0.
+            row = shares / (1 + shares.sum()) if layer.attention == "kernel" else shares / shares.sum()
             shares = shares / shares.sum()
-            row = shares
             if layer.shaped:
                 identity, attention, centre = weights["attention.gains"][:, head]
                 row = attention * shares - centre * np.full(i + 1, 1 / (i + 1))

@@ -38,7 +38,8 @@ def bounding(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         (stability, "learning_rate_factors"),
     ]
     for owner, name in kept:
-        monkeypatch.setattr(owner, name, getattr(owner, name))
+        value = getattr(owner, name)
+        monkeypatch.setattr(owner, name, dict(value) if isinstance(value, dict) else value)
     yield module
     for name in ("bounding", "stability"):
         sys.modules.pop(name, None)
@@ -74,7 +75,7 @@ def test_what_is_loose_is_not_charged(bounding: Any) -> None:
 def test_the_logarithm_of_a_heads_charge(bounding: Any) -> None:
     bounding.logarithm()
     q, k = torch.full((1, 2, 1, 1), 10.0), torch.tensor([1.0, 0.1]).view(1, 2, 1, 1)
-    penalty, largest = attention.logit_excess(q, k, offset=None, bound=8.0)  # type: ignore[attr-defined]
+    penalty, largest = attention.logit_excess(q, k, offset=None, start=6.0, kernel=None)  # type: ignore[attr-defined]
     assert largest.tolist() == [10.0, 1.0]
     assert penalty.item() == pytest.approx(math.log1p(2 * (10 - 6) - 1))
 

@@ -37,8 +37,8 @@ def command(
             "demo-softmax-only (softmax alone, entropy regularised), or published baselines: demo-mpcformer and "
             "demo-secformer (2Quad attention; with --teacher, and --from the same model), demo-simplified and "
             "demo-simplified-parallel (SAS and SAS-P blocks). Minutes on a CPU each; code-baseline, code-aero, "
-            "code-kernel and code-bounded have ten million parameters, small-... are GPT-2's small shape, both for a GPU; demo:ROW, "
-            "code:ROW and small:ROW take any row of the architecture table."
+            "code-kernel and code-bounded have ten million parameters, small-... are GPT-2's small shape, both for a "
+            "GPU; demo:ROW, code:ROW and small:ROW take any row of the architecture table."
         ),
     ],
     corpus: Annotated[Path, typer.Option(help="Corpus folder that aero corpus build wrote.")],

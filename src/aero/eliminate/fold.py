@@ -4,6 +4,8 @@ What disappears
 - Static norms: y = (x - mean) c * w + b is affine, and every norm is read by a linear map. Folds with w and b.
 - The affine part of LayerNorm and RMSNorm, into the linear map that reads it.
 - Weight norm, spectral norm, 1/sqrt(d_k), q, k and v as three matrices, 1/alpha, the linear feed-forward's two.
+- Of kernel attention's 1/(2 sqrt(d_k)) the root, into queries and keys alike: the squared distance between them is then
+  the exponent's size. Rotation keeps distances.
 - beta: the stream is kept divided by a constant c times the product of the betas so far; readers take c, writers 1/c,
   and a LayerNorm of a scaled stream is the LayerNorm of the stream with eps / c^2.
 - A linear feed-forward behind no (or a static) norm: with its residual it is one matrix, x <- x M.
@@ -13,8 +15,9 @@ What disappears
 
 What stays: softmax, LayerNorm's and RMSNorm's 1/sigma, the activation, products of two secrets, and the learnable
 temperature where it differs between query positions (it scales rows, and a matrix mixes columns). Of power attention,
-powers, sums and a division stay; of a uniform head its values alone. Uniform heads move behind the others: their number
-then says which they are, and no matrix has columns for queries and keys that nobody reads.
+powers, sums and a division stay; of a kernel, squared distances, their exponent, and one over its sums; of a uniform
+head its values alone. Uniform heads move behind the others: their number then says which they are, and no matrix has
+columns for queries and keys that nobody reads.
 """
 
 from __future__ import annotations
@@ -124,13 +127,13 @@ class _Folding:
         varies = inverse is not None and bool(np.ptp(inverse, axis=1).max() > 0)
         parts: list[tuple[Array, Array | None]] = []
         if attention.q is not None:
-            factor = np.full(len(attention.active), size**-0.5)
+            kernel = choice.attention == "kernel"
+            # A kernel needs squared distances, so queries and keys take a half of its exponent's factor each.
+            factor = np.full(len(attention.active), (4 * size) ** -0.25 if kernel else size**-0.5)
             if inverse is not None and not varies:
                 factor = factor * inverse[:, 0]
-            columns = np.repeat(factor, size)
-            query, bias = read.into(*_matrix(attention.q))
-            parts.append((query * columns, None if bias is None else bias * columns))
-            parts.append(read.into(*_matrix(attention.k)))
+            parts.append(_times(read.into(*_matrix(attention.q)), np.repeat(factor, size)))
+            parts.append(_times(read.into(*_matrix(attention.k)), (4 * size) ** -0.25 if kernel else 1.0))
         own = (np.eye(self.config.width), None) if attention.v is None else _matrix(attention.v)
         value, bias = read.into(*own)
         # What follows no skip is a stream of its own, and may have a size of its own.
@@ -140,8 +143,7 @@ class _Folding:
             parts.append((value[:, moved], None if bias is None else bias[moved]))
         else:
             alpha, beta, gamma = (np.repeat(each, size) / written for each in _array(attention.gains))
-            for columns in (beta, -gamma, alpha):
-                parts.append((value * columns, None if bias is None else bias * columns))
+            parts += [_times((value, bias), columns) for columns in (beta, -gamma, alpha)]
         self._linear(f"{prefix}.qkv", *_side_by_side(parts))
         if inverse is not None and varies:
             self.weights[f"{prefix}.inverse_temperature"] = inverse
@@ -257,6 +259,11 @@ def _matrix(linear: nn.Linear | None) -> tuple[Array, Array | None]:
 def _channels(heads: tuple[int, ...], size: int) -> list[int]:
     """The channels of these heads, in the heads' order."""
     return [head * size + channel for head in heads for channel in range(size)]
+
+
+def _times(linear: tuple[Array, Array | None], columns: Array | float) -> tuple[Array, Array | None]:
+    weight, bias = linear
+    return weight * columns, None if bias is None else bias * columns
 
 
 def _side_by_side(parts: list[tuple[Array, Array | None]]) -> tuple[Array, Array | None]:

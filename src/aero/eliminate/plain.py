@@ -9,12 +9,12 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from aero.config import POWER_FLOOR
+from aero.config import KERNEL_SINK, POWER_FLOOR
 from aero.eliminate.private_model import Array, Norm, PrivateModel
 
 Watch = Callable[[int, Literal["logits", "stream"], Array], None]
-"""Told, for every layer, its attention logits on the causal triangle [H, T (T + 1) / 2], power offset included, and the
-residual stream [T, width] behind it."""
+"""Told, for every layer, its attention logits on the causal triangle [H, T (T + 1) / 2], and the residual stream
+[T, width] behind it. Logits of power attention hold their offset; those of a kernel are its exponents, at most 0."""
 
 _erf = np.frompyfunc(math.erf, 1, 1)
 
@@ -74,6 +74,9 @@ def _attention(model: PrivateModel, index: int, x: Array, watch: Watch | None) -
     group = config.heads // config.kv_heads
     scores = q @ np.repeat(k, group, axis=0).transpose(0, 2, 1)
     seen = np.tril(np.ones((length, length), dtype=bool))
+    if layer.attention == "kernel":
+        squares = np.repeat(np.square(k).sum(-1), group, axis=0)
+        scores = 2 * scores - np.square(q).sum(-1)[:, :, None] - squares[:, None, :]
     if layer.attention == "power":
         scores = scores + model.weights[f"layers.{index}.power_offset"][:, None, None]
     if watch is not None:
@@ -82,12 +85,18 @@ def _attention(model: PrivateModel, index: int, x: Array, watch: Watch | None) -
         assert layer.power is not None
         raised = scores**layer.power + POWER_FLOOR
         weights = np.where(seen, raised, 0.0)
+    elif layer.attention == "kernel":
+        weights = np.where(seen, np.exp(scores), 0.0)
+        weights = weights / (KERNEL_SINK + weights.sum(-1, keepdims=True))
     else:
         scores = np.where(seen, scores, -np.inf)
         weights = np.exp(scores - scores.max(-1, keepdims=True))
+    if layer.attention != "kernel":
+        weights = weights / weights.sum(-1, keepdims=True)
     averaged = config.heads if layer.shaped else layer.uniform_heads
-    weights = np.concatenate([weights, np.broadcast_to(seen.astype(np.float64), (averaged, length, length))])
-    mixed = (weights / weights.sum(-1, keepdims=True)) @ np.repeat(v, group, axis=0)
+    averages = seen / seen.sum(-1, keepdims=True)
+    weights = np.concatenate([weights, np.broadcast_to(averages, (averaged, length, length))])
+    mixed = weights @ np.repeat(v, group, axis=0)
     if layer.shaped:
         shaped: Array = mixed[: config.heads] + mixed[config.heads :] + own
         return shaped.transpose(1, 0, 2).reshape(length, -1)

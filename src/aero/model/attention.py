@@ -183,7 +183,7 @@ class Attention(nn.Module):
         if with_logits and layer.bounds_logits:
             kernel = layer.attention == "kernel"
             scaled = (q, scale) if kernel else (q * scale, None)
-            penalty, largest = logit_excess(scaled[0], k, offset=offset, bound=layer.logit_bound, kernel=scaled[1])
+            penalty, largest = logit_excess(scaled[0], k, offset=offset, start=layer.charged_from, kernel=scaled[1])
         if layer.attention == "kernel":
             y, entropy = kernel_attention(q, k, v, scale=scale, with_entropy=with_entropy)
         elif offset is not None:

@@ -20,9 +20,6 @@ BLOCK_SCORES = 2**22
 GPU_BLOCKS = 32
 """How much larger blocks are on a GPU, which small ones leave idle: 512 MiB in float32."""
 
-PENALTY_FROM = 0.75
-"""The share of the bound from which a logit is penalised: the rest is the margin for text not seen in training."""
-
 PENALTY_STRENGTH = 3.0
 """Factor on the penalty in the loss of ``AeroForCausalLM``: strong, for logits that a weak one leaves outside."""
 
@@ -70,21 +67,21 @@ def causal_blocks(q: Tensor, k: Tensor, scores: int) -> Iterator[tuple[slice, sl
 
 
 def logit_excess(
-    q: Tensor, k: Tensor, *, offset: Tensor | None = None, bound: float, kernel: float | None = None
+    q: Tensor, k: Tensor, *, offset: Tensor | None = None, start: float, kernel: float | None = None
 ) -> tuple[Tensor, Tensor]:
-    """How much the logits x = q k^T + offset of the causal triangle exceed PENALTY_FROM times ``bound``.
+    """How much the logits x = q k^T + offset of the causal triangle exceed ``start``.
 
     q: [B, H, Tq, D], scaled, the last Tq positions; k: [B, Hkv, Tk, D]; offset: [H], or None for 0.
     kernel: the scale of ``kernel_scores``, whose exponents then take the logits' place (q is not scaled), or None.
     Returns the penalty and the largest |x| of every head, [H], detached. The penalty is e^2 of every excess
-    e = max(0, |x| - PENALTY_FROM * bound) up to e = 1 and 2 e - 1 from there on, summed over heads and keys and
+    e = max(0, |x| - start) up to e = 1 and 2 e - 1 from there on, summed over heads and keys and
     averaged over batch and queries. Summed over keys: one logit that strays costs the same in a long row and in a short
     one. Straight: in the first steps logits can be a hundred times too large, and any steeper penalty's slope is then
     all that is left of a clipped gradient.
     """
     penalty, largest = q.new_zeros((), dtype=torch.promote_types(q.dtype, torch.float32)), None
     for rows, seen, first in causal_blocks(q, k, BLOCK_SCORES * (GPU_BLOCKS if q.is_cuda else 1)):
-        part = (q[:, :, rows], k[:, :, seen], offset, bound, kernel, first)
+        part = (q[:, :, rows], k[:, :, seen], offset, start, kernel, first)
         if torch.is_grad_enabled():
             excess, top = checkpoint(_excess, *part, use_reentrant=False, preserve_rng_state=False)
         else:
@@ -96,16 +93,16 @@ def logit_excess(
 
 
 def _excess(
-    q: Tensor, k: Tensor, offset: Tensor | None, bound: float, kernel: float | None, first: int
+    q: Tensor, k: Tensor, offset: Tensor | None, start: float, kernel: float | None, first: int
 ) -> tuple[Tensor, Tensor]:
     scores, hidden = causal_scores(q, k, first) if kernel is None else kernel_scores(q, k, kernel, first)
     if offset is not None:
         scores = scores + offset[:, None, None].to(scores.dtype)
     size = scores.abs().masked_fill(hidden, 0.0)
-    return charge(size, bound).sum(), size.detach().amax((0, 2, 3))
+    return charge(size, start).sum(), size.detach().amax((0, 2, 3))
 
 
-def charge(size: Tensor, bound: float) -> Tensor:
+def charge(size: Tensor, start: float) -> Tensor:
     """What each logit of these sizes, any shape, is charged: e^2 up to e = 1 and 2 e - 1 from there on."""
-    excess = (size - PENALTY_FROM * bound).clamp(min=0.0)
+    excess = (size - start).clamp(min=0.0)
     return torch.where(excess < 1, excess.square(), 2 * excess - 1)

@@ -94,7 +94,7 @@ def for_all(each: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def keep(*new: jax.Array) -> tuple[jax.Array, ...]:
-    """The cache's first keys and values."""
+    """The cache's first keys and values, and the keys' squares where there are any."""
     return new
 
 
@@ -107,13 +107,29 @@ def extend(*old_and_new: jax.Array, past: int) -> tuple[jax.Array, ...]:
 
 def scores(q: jax.Array, k: jax.Array, *, together: int = 1, crossed: bool = False) -> jax.Array:
     """Logits inside the causal triangle: [heads, queries, d], [kv_heads, keys, d] -> [heads, packed]."""
-    kv_heads, keys, size = k.shape
-    group, queries = q.shape[0] // kv_heads, q.shape[1]
-    # The heads that share keys stand one above another: the keys enter their product once.
-    rows = q.reshape(kv_heads, group * queries, size)
-    doubles = _by_groups(rows, jnp.swapaxes(k, 1, 2), together, crossed)
-    triangle = Triangle(queries, keys)
-    return ring.truncate(triangle.pack(doubles.reshape(kv_heads * group, queries, keys)))
+    return ring.truncate(Triangle(q.shape[1], k.shape[1]).pack(_doubles(q, k, together, crossed)))
+
+
+def squares(q: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Squared norms of queries and keys, doubles: [heads, rows, d] -> [heads, rows, 1]. One product for both."""
+    both = jnp.concatenate([each.reshape(-1, each.shape[2]) for each in (q, k)])
+    sums = jnp.sum(ring.product(both, both), axis=1)
+    count = q.shape[0] * q.shape[1]
+    return sums[:count].reshape(*q.shape[:2], 1), sums[count:].reshape(*k.shape[:2], 1)
+
+
+def distances(
+    q: jax.Array, k: jax.Array, qq: jax.Array, kk: jax.Array, *, together: int = 1, crossed: bool = False
+) -> jax.Array:
+    """-|q - k|^2 inside the causal triangle, as ``scores``; qq, kk: ``squares``, which join before bits are cut."""
+    doubles = blocks.less_squares(_doubles(q, k, together, crossed), qq, kk)
+    return ring.truncate(Triangle(*doubles.shape[1:]).pack(doubles))
+
+
+def distances_at_once(q: jax.Array, k: jax.Array, *, together: int) -> tuple[jax.Array, jax.Array]:
+    """``distances`` where all keys are new and masks are remembered; and the keys' squares."""
+    doubles, kk = blocks.distances_at_once(q, k, together=together)
+    return ring.truncate(Triangle(*doubles.shape[1:]).pack(doubles)), kk
 
 
 def values(
@@ -133,6 +149,12 @@ def values(
 def block_scores(q: jax.Array, *keys: jax.Array) -> jax.Array:
     """``scores`` of queries against a cache in masked blocks."""
     doubles = blocks.scores(q, *keys)
+    return ring.truncate(Triangle(*doubles.shape[1:]).pack(doubles))
+
+
+def block_distances(q: jax.Array, *keys_then_squares: jax.Array) -> jax.Array:
+    """``distances`` of queries to a cache in masked blocks."""
+    doubles = blocks.distances(q, *keys_then_squares)
     return ring.truncate(Triangle(*doubles.shape[1:]).pack(doubles))
 
 
@@ -199,6 +221,15 @@ def _average(triangle: Triangle) -> NDArray[np.float64]:
         units[row, :count] = whole
         units[row, :rest] += 1
     return units * 2.0 ** -ring.fraction_bits()
+
+
+def _doubles(q: jax.Array, k: jax.Array, together: int, crossed: bool) -> jax.Array:
+    """Products of queries and keys, doubles [heads, queries, keys]."""
+    kv_heads, keys, size = k.shape
+    group, queries = q.shape[0] // kv_heads, q.shape[1]
+    # The heads that share keys stand one above another: the keys enter their product once.
+    rows = q.reshape(kv_heads, group * queries, size)
+    return _by_groups(rows, jnp.swapaxes(k, 1, 2), together, crossed).reshape(-1, queries, keys)
 
 
 def _by_groups(x: jax.Array, y: jax.Array, together: int, crossed: bool) -> jax.Array:

@@ -1,19 +1,20 @@
 """How the weights of a folded model lie in the private program: one matrix where several read the same rows.
 
 The owner alone rearranges them, in the clear, before they become secrets. A gated feed-forward branch enters as one
-matrix, [in | gate], so that one product computes both; queries enter scaled as the exponent's form wants its logits;
-the vocabulary projection lies on its side, [V, width].
+matrix, [in | gate], so that one product computes both; queries enter scaled as the exponent's form wants its logits,
+and so do keys where that is a distance; the vocabulary projection lies on its side, [V, width].
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import MutableMapping
 
 import numpy as np
 
 from aero.config import GATED
 from aero.eliminate.private_model import Array, PrivateConfig
-from aero.private.exponent import exponential_for
+from aero.private.exponent import exponential_for, kernel_exponential
 from aero.private.softmax import power_scale
 
 
@@ -44,8 +45,10 @@ class Layout:
             return value * self._query_scale(int(name.split(".")[1]))
         if ".qkv" in name:
             index = int(name.split(".")[1])
-            scale, queries = self._query_scale(index), self.config.active_heads(index)[0] * self.config.head_size
-            return np.concatenate([value[..., :queries] * scale, value[..., queries:]], axis=-1)
+            scale, (heads, kv_heads) = self._query_scale(index), self.config.active_heads(index)
+            scaled = heads + kv_heads if self.config.layers[index].attention == "kernel" else heads
+            end = scaled * self.config.head_size
+            return np.concatenate([value[..., :end] * scale, value[..., end:]], axis=-1)
         return value
 
     def pack(self, weights: MutableMapping[str, Array]) -> dict[str, Array]:
@@ -64,6 +67,9 @@ class Layout:
             assert layer.power is not None
             assert layer.logit_bound is not None
             return power_scale(layer.power, layer.logit_bound)
+        if layer.attention == "kernel":
+            assert layer.logit_bound is not None
+            return math.sqrt(kernel_exponential(layer.logit_bound).scale)
         form = None
         if layer.attention == "bounded" and layer.logit_bound is not None:
             form = exponential_for(layer.logit_bound)

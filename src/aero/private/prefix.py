@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aero.eliminate.private_model import PrivateModel
+from aero.private import ring
 from aero.private.engine import Engine
-from aero.private.program import Program, Step, run_plain
+from aero.private.program import Program, Step, is_double, run_plain
 from aero.private.protocols import MODEL
 
 
@@ -47,8 +48,11 @@ def enter_prefix(engine: Engine, program: Program, tokens: tuple[int, ...], mode
 
 def prefix_step(name: str, batch: int) -> Step:
     """The step that begins a request: the cache's variable ``name`` holds, for each prompt, the prefix and no more."""
-    return Step("prefix", None, partial(_repeated, batch=batch), (f"prefix.{name}",), (name,))
+    repeated = partial(_repeated, batch=batch, double=is_double(name))
+    return Step("prefix", None, repeated, (f"prefix.{name}",), (name,))
 
 
-def _repeated(x: jax.Array, *, batch: int) -> jax.Array:
-    return x if batch == 1 else jnp.concatenate([x] * batch)
+def _repeated(x: jax.Array, *, batch: int, double: bool) -> jax.Array:
+    # The owner enters ordinary numbers; times 1 they have as many fraction bits as products.
+    whole = ring.scaled(x, 1.0) if double else x
+    return whole if batch == 1 else jnp.concatenate([whole] * batch)

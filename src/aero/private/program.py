@@ -8,7 +8,8 @@ Several prompts of one length can go through together (``batch``): every step th
 the same rounds.
 
 Variables: ``x`` is the residual stream [rows, width]; ``k.<layer>`` and ``v.<layer>`` are the secret key/value cache
-[kv_heads, keys, head_size], which outlives a pass, keys only where a head has logits; weights carry the names of
+[kv_heads, keys, head_size], which outlives a pass, keys only where a head has logits, and with kernel attention
+``kk.<layer>``, the keys' squared norms [kv_heads, keys, 1], is part of it; weights carry the names of
 ``PrivateConfig.shapes``, in the layout of ``layout.Layout``. In a batch rows and heads lie prompt behind prompt.
 """
 
@@ -27,8 +28,8 @@ from aero.config import GATED, GeluForm
 from aero.eliminate.private_model import Array, Norm, PrivateConfig
 from aero.private import attention, blocks, nonlinear, softmax
 from aero.private.attention import Rotation
-from aero.private.blocks import Plan
-from aero.private.exponent import exponential_for
+from aero.private.blocks import Block, Plan
+from aero.private.exponent import exponential_for, kernel_exponential
 from aero.private.layout import Layout
 from aero.private.protocols import ALONE, Together
 from aero.private.softmax import Triangle
@@ -96,11 +97,20 @@ class Program:
     def cache_shape(self, name: str, keys: int) -> tuple[int, int, int]:
         """Shape of the cache's variable ``name`` when it holds that many positions."""
         kind, index = name.split(".")
-        heads = self.config.active_heads(int(index))[1] if kind == "k" else self.config.value_heads(int(index))
-        return (heads, keys, self.config.head_size)
+        heads = self.config.value_heads(int(index)) if kind == "v" else self.config.active_heads(int(index))[1]
+        return (heads, keys, 1 if kind == "kk" else self.config.head_size)
 
     def _cache(self, index: int) -> tuple[str, ...]:
-        return (f"k.{index}", f"v.{index}") if self.config.active_heads(index)[0] else (f"v.{index}",)
+        if not self.config.active_heads(index)[0]:
+            return (f"v.{index}",)
+        squares = (f"kk.{index}",) if self.config.layers[index].attention == "kernel" else ()
+        return (f"k.{index}", f"v.{index}", *squares)
+
+    def block_variables(self, block: Block) -> list[str]:
+        """Names of the variables of a block of the cache."""
+        layers = range(self.config.depth)
+        names = [name for index in layers for name in (block.keys(index), block.values(index))]
+        return names + [block.squares(index) for index in layers if f"kk.{index}" in self._cache(index)]
 
     def forward(
         self, past: int, rows: int, logit_rows: int = 1, plan: Plan | None = None, *, batch: int = 1
@@ -147,7 +157,8 @@ class Program:
         if queries < rows:
             names = ("x", "n") if read == "n" and config.parallel else ("x",)
             yield Step("last position", index, partial(_last, rows=queries, batch=batch), names, names)
-        cache, new = self._cache(index), ("k", "v") if heads else ("v",)
+        cache = self._cache(index)
+        new = tuple(name.split(".")[0] for name in cache)
         split = partial(
             attention.split,
             heads=heads,
@@ -166,6 +177,8 @@ class Program:
         if layer.temperature:
             temper = partial(attention.temper, first=past + rows - queries)
             yield Step("temperature", index, temper, ("q", f"{prefix}.inverse_temperature"), ("q",))
+        if layer.attention == "kernel" and plan is None:
+            yield self._squares(index, past, queries, batch)
         if plan is not None:
             yield from _in_blocks(index, cache, new, plan)
         elif past:
@@ -176,19 +189,19 @@ class Program:
         averaged: tuple[str, ...] = ()
         if layer.uniform_heads or layer.shaped:
             average = partial(attention.averages, first=kv_heads, queries=queries, group=group, batch=batch)
-            averaged, read_values = ("u",), cache[-1:]
+            averaged, read_values = ("u",), [f"v.{index}"]
             if plan is not None:
                 average = partial(attention.block_averages, kv_heads=batch * config.value_heads(index), average=average)
-                read_values = tuple(block.values(index) for block in plan.read)
+                read_values = [block.values(index) for block in plan.read]
             operator = "shaped attention" if layer.shaped else "uniform heads"
-            yield Step(operator, index, average, read_values, averaged)
+            yield Step(operator, index, average, tuple(read_values), averaged)
         if heads:
-            yield from self._weigh(index, queries, past + rows, plan, batch)
+            yield from self._weigh(index, queries, past, rows, plan, batch)
             if plan is None:
                 mix = partial(
                     attention.values, kv_heads=kv_heads, batch=batch, **self.together.arguments(queries, batch)
                 )
-                yield Step("values", index, mix, ("e", cache[1]), ("o",))
+                yield Step("values", index, mix, ("e", f"v.{index}"), ("o",))
             else:
                 mix = partial(attention.block_values, kv_heads=kv_heads, head_size=config.head_size, batch=batch)
                 yield Step("values", index, mix, ("e", *(block.values(index) for block in plan.read)), ("o",))
@@ -201,15 +214,45 @@ class Program:
         if layer.attention_skip and not config.parallel:
             yield Step("residual", index, _add, ("x", "a"), ("x",))
 
-    def _weigh(self, index: int, queries: int, keys: int, plan: Plan | None, batch: int) -> Iterator[Step]:
+    def _squares(self, index: int, past: int, queries: int, batch: int) -> Step:
+        """Squared norms of the queries and of the new keys; where one opening serves both, the scores as well."""
+        if self._at_once(past):
+            together = self.together.arguments(queries, batch)["together"]
+            product = partial(attention.distances_at_once, together=together)
+            return Step("scores", index, product, ("q", "k"), ("s", "kk"))
+        return Step("squared norms", index, attention.squares, ("q", "k"), ("qq", "kk"))
+
+    def _at_once(self, past: int) -> bool:
+        """Whether a pass without blocks remembers masks: all its keys are new, and heads share what was opened."""
+        return self.together.crossed and past == 0
+
+    def _scores(self, index: int, past: int, queries: int, plan: Plan | None, batch: int) -> Iterator[Step]:
+        kernel = self.config.layers[index].attention == "kernel"
+        if plan is not None:
+            read = tuple(block.keys(index) for block in plan.read)
+            if kernel:
+                read += tuple(block.squares(index) for block in plan.read)
+            in_blocks = attention.block_distances if kernel else attention.block_scores
+            yield Step("scores", index, in_blocks, ("q", *read), ("s",))
+        elif not kernel or not self._at_once(past):
+            squares = ("qq", f"kk.{index}") if kernel else ()
+            product = partial(
+                attention.distances if kernel else attention.scores, **self.together.arguments(queries, batch)
+            )
+            yield Step("scores", index, product, ("q", f"k.{index}", *squares), ("s",))
+
+    def _weigh(self, index: int, queries: int, past: int, rows: int, plan: Plan | None, batch: int) -> Iterator[Step]:
         """From queries and keys to unnormalised attention weights and one over each row's sum."""
-        layer, triangle = self.config.layers[index], Triangle(queries, keys)
-        if plan is None:
-            product = partial(attention.scores, **self.together.arguments(queries, batch))
-            yield Step("scores", index, product, ("q", f"k.{index}"), ("s",))
-        else:
-            keys_read = tuple(block.keys(index) for block in plan.read)
-            yield Step("scores", index, attention.block_scores, ("q", *keys_read), ("s",))
+        layer, triangle = self.config.layers[index], Triangle(queries, past + rows)
+        yield from self._scores(index, past, queries, plan, batch)
+        if layer.attention == "kernel":
+            assert layer.logit_bound is not None
+            kernel = kernel_exponential(layer.logit_bound)
+            raised = partial(softmax.bounded_weights, triangle=triangle, form=kernel)
+            yield Step("kernel", index, raised, ("s",), ("e",))
+            inverse = partial(softmax.kernel_reciprocal, error=kernel.error)
+            yield Step("softmax reciprocal", index, inverse, ("e",), ("r",))
+            return
         if layer.attention == "power":
             assert layer.power is not None
             assert layer.logit_bound is not None
@@ -268,8 +311,15 @@ class Program:
         return Step(operator, index, partial(_product, most=self.most), (source, name), (target,))
 
 
-WORKING = frozenset({"tokens", "x", "h", "n", "qkv", "q", "k", "v", "s", "m", "e", "r", "o", "u", "w", "a", "f", "g"})
+WORKING = frozenset(
+    {"tokens", "x", "h", "n", "qkv", "q", "k", "v", "qq", "kk", "s", "m", "e", "r", "o", "u", "w", "a", "f", "g"}
+)
 """Variables that live within one pass. The rest stay: weights, the key/value cache, ``logits``."""
+
+
+def is_double(name: str) -> bool:
+    """Whether a variable has twice the fraction bits (``ring``): squared norms, which are only added to products."""
+    return name.split(".")[0] in ("qq", "kk")
 
 
 def freed(steps: Sequence[Step]) -> list[tuple[str, ...]]:
@@ -295,19 +345,23 @@ def run_plain(steps: Sequence[Step], variables: Mapping[str, jax.Array]) -> dict
 
 def _in_blocks(index: int, cache: tuple[str, ...], new: tuple[str, ...], plan: Plan) -> Iterator[Step]:
     """Bring the cache and the pass's own keys and values into the plan's blocks."""
+    squared = len(cache) == 3
     if len(cache) == 1:
         cache, new = (cache[0], cache[0]), (new[0], new[0])
+
+    def names(block: Block) -> tuple[str, ...]:
+        return (block.keys(index), block.values(index), block.squares(index))[: len(cache)]
+
     if plan.base is not None:
-        yield Step("cache", index, blocks.masked, cache, (plan.base.keys(index), plan.base.values(index)))
+        yield Step("cache", index, blocks.masked, cache, names(plan.base))
     if plan.cut is not None:
         old, left = plan.cut
-        cut = partial(blocks.first_positions, size=left.size)
-        yield Step("cache", index, cut, (old.keys(index), old.values(index)), (left.keys(index), left.values(index)))
+        yield Step("cache", index, partial(blocks.first_positions, size=left.size), names(old), names(left))
     if plan.merged is not None:
         members, one = plan.merged
-        parts = (*(each.keys(index) for each in members), *(each.values(index) for each in members))
-        yield Step("cache", index, blocks.together, parts, (one.keys(index), one.values(index)))
-    yield Step("cache", index, blocks.masked, new, (plan.new.keys(index), plan.new.values(index)))
+        parts = tuple(name for each in zip(*map(names, members), strict=True) for name in each)
+        yield Step("cache", index, partial(blocks.together, count=len(members)), parts, names(one))
+    yield Step("cache", index, blocks.masked_and_squared if squared else blocks.masked, new[:2], names(plan.new))
 
 
 def _norm(kind: Norm, index: int | None, name: str, source: str, target: str) -> Step:

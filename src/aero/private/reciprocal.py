@@ -54,26 +54,41 @@ class Reciprocal:
         # [2, n, pieces]: the guess by which z is multiplied, and the guess of what z is sought for.
         guesses = np.stack([_rounded(each / unit[:, 0]) for each in self.guesses], -1)
         table = np.stack([guesses, _rounded(guesses / self.final)])
-        start = jnp.broadcast_to(jnp.asarray(table[:, None, :, -1:], z.dtype), (2, *z.shape))
+        factors = zip(self.factors, self.doubled, strict=True)
         if self.edges:
-            edges = jnp.asarray(unit * np.asarray(self.edges), z.dtype)
-            # All comparisons share their rounds; what a secret bit chooses is public, so nothing is truncated.
-            below = jnp.broadcast_to(z < edges, (2, *z.shape[:-1], len(self.edges)))
-            gain = jnp.broadcast_to(jnp.asarray(table[:, None, :, :-1] - table[:, None, :, 1:], z.dtype), below.shape)
-            start = start + jnp.sum(jnp.where(below, gain, jnp.zeros_like(gain)), axis=-1, keepdims=True)
-        guess: jax.Array = start[0]
-        goal: jax.Array = start[1]
-        level = ring.truncate(ring.product(z, guess))
-        for index, (alpha, doubled) in enumerate(zip(self.factors, self.doubled, strict=True)):
-            factor = alpha - level
-            if doubled:
-                factor = factor + factor
-            if index + 1 < len(self.factors):
+            guess, goal = self._chosen(z, unit, table)
+            level = ring.truncate(ring.product(z, guess))
+        else:
+            # Both are public, the same for all: the first products with them send nothing.
+            level = ring.truncate(ring.scaled(z, table[0, :, -1:]))
+            factor = _turn(level, *next(factors))
+            level, goal = ring.truncate(jnp.stack([ring.product(level, factor), ring.scaled(factor, table[1, :, -1:])]))
+        left = len(self.factors) - (not self.edges)
+        for index, (alpha, doubled) in enumerate(factors):
+            factor = _turn(level, alpha, doubled)
+            if index + 1 < left:
                 both = ring.truncate(ring.product(jnp.stack([level, goal]), jnp.stack([factor, factor])))
                 level, goal = both[0], both[1]
             else:
                 goal = ring.truncate(ring.product(goal, factor))
         return goal
+
+    def _chosen(
+        self, z: jax.Array, unit: NDArray[np.float64], table: NDArray[np.float64]
+    ) -> tuple[jax.Array, jax.Array]:
+        """The guesses of the piece that z lies in, secret."""
+        start = jnp.broadcast_to(jnp.asarray(table[:, None, :, -1:], z.dtype), (2, *z.shape))
+        edges = jnp.asarray(unit * np.asarray(self.edges), z.dtype)
+        # All comparisons share their rounds; what a secret bit chooses is public, so nothing is truncated.
+        below = jnp.broadcast_to(z < edges, (2, *z.shape[:-1], len(self.edges)))
+        gain = jnp.broadcast_to(jnp.asarray(table[:, None, :, :-1] - table[:, None, :, 1:], z.dtype), below.shape)
+        start = start + jnp.sum(jnp.where(below, gain, jnp.zeros_like(gain)), axis=-1, keepdims=True)
+        return start[0], start[1]
+
+
+def _turn(level: jax.Array, alpha: float, doubled: bool) -> jax.Array:
+    factor = alpha - level
+    return factor + factor if doubled else factor
 
 
 @lru_cache

@@ -302,9 +302,8 @@ class Session:
 
     def _delete_blocks(self, gone: Iterable[Block]) -> None:
         for block in gone:
-            for layer in range(self.agreed.program.config.depth):
-                self.engine.delete(block.keys(layer))
-                self.engine.delete(block.values(layer))
+            for name in self.agreed.program.block_variables(block):
+                self.engine.delete(name)
 
     def _phase(self, name: str, steps: int) -> None:
         if self.job.rank == CLIENT:

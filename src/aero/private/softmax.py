@@ -9,21 +9,21 @@ Every function is pure JAX over arrays whose *shapes* are public and whose value
 - A division costs many rounds an element: one reciprocal a row, then a product.
 
 Where training has bounded the logits, ``bounded_weights`` needs no maximum and no clip, and the reciprocal knows its
-range; power attention is squarings alone.
+range; power attention is squarings alone; a kernel's sums lie between 1 and one more than the keys that a row sees.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from math import frexp, sqrt
+from math import ceil, frexp, sqrt
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from aero.config import POWER_FLOOR
+from aero.config import KERNEL_SINK, POWER_FLOOR
 from aero.private import ring
 from aero.private.exponent import WEIGHT, Exponential
 from aero.private.reciprocal import reciprocal_for
@@ -44,6 +44,11 @@ POWER_WEIGHT = {2: 2.0**-3, 4: 2.0**-5}
 one over a sum must keep its accuracy. For bounds up to ``POWER_BOUND``; a wider one takes a smaller multiple."""
 
 POWER_BOUND = 8.0
+
+POWER_FALL = {2: 0.5, 4: 2.0}
+"""By how many bits the multiple falls when the bound doubles. Between two ends: weights of logits near -c, which lose
+their accuracy where the multiple is small, and one over the sum of a row whose logits are at the bound, which does
+where it is large. The least would be 0, and p bits would keep the largest weight where it is."""
 
 
 @dataclass(frozen=True)
@@ -162,9 +167,9 @@ def attention_weights(scores: jax.Array, maximum: jax.Array, *, triangle: Triang
 
 
 def bounded_weights(scaled_scores: jax.Array, *, triangle: Triangle, form: Exponential) -> jax.Array:
-    """``WEIGHT`` exp(s) inside the causal region, for |s| <= form.bound; relative error form.error and two units.
+    """form.weight exp(s) inside the causal region, with the error of the form.
 
-    scaled_scores: form.scale s, [heads, packed]. Returns [heads, queries, keys].
+    scaled_scores: form.scale s, [heads, packed], |s| <= form.bound. Returns [heads, queries, keys].
     """
     return triangle.unpack(jnp.where(triangle.packed_mask()[None], form(scaled_scores), 0.0))
 
@@ -185,7 +190,7 @@ def power_weights(scores: jax.Array, offset: jax.Array, *, triangle: Triangle, p
 def power_weight(power: int, bound: float) -> float:
     """The multiple of the weights that is computed for |s + c| <= ``bound``; exact in fixed point."""
     _, doublings = frexp(max(bound, POWER_BOUND) / POWER_BOUND * (1 - 2**-52))
-    return POWER_WEIGHT[power] * 2.0 ** (-power * doublings)
+    return POWER_WEIGHT[power] * 2.0 ** -ceil(POWER_FALL[power] * doublings)
 
 
 def power_scale(power: int, bound: float) -> float:
@@ -213,6 +218,20 @@ def bounded_reciprocal(unnormalised: jax.Array, *, ends: tuple[float, float]) ->
     _, queries, keys = unnormalised.shape
     sums = jnp.sum(unnormalised, axis=2, keepdims=True)
     return reciprocal_for(*ends)(sums, Triangle(queries, keys).seen())
+
+
+def kernel_reciprocal(unnormalised: jax.Array, *, error: float) -> jax.Array:
+    """[heads, queries, keys] -> [heads, queries, 1], one over ``KERNEL_SINK`` and each row's sum.
+
+    error: the largest of an entry, which lies between 0 and 1. Error as ``Reciprocal`` has it. The range is one for all
+    rows, from the sink to the longest row's sum: a row's own, as ``bounded_reciprocal`` has it, would begin where the
+    sink is a small share of the keys, and be as wide. With 128 keys it is cut four times: 704 bytes for a row of a head
+    and 16 rounds under semi2k (``bounded_reciprocal`` for logits up to 8: 1980 and 16). Up to 6 keys it is not cut.
+    """
+    _, queries, keys = unnormalised.shape
+    sums = jnp.sum(unnormalised, axis=2, keepdims=True) + KERNEL_SINK
+    low, high = KERNEL_SINK - min(0.5, keys * error), KERNEL_SINK + keys * (1 + error)
+    return reciprocal_for(low, high)(sums, np.ones((queries, 1)))
 
 
 def row_reciprocal(unnormalised: jax.Array) -> jax.Array:

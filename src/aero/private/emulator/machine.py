@@ -16,7 +16,7 @@ from torch import Tensor
 from aero.private.emulator.interpret import evaluate
 from aero.private.emulator.ring import Ring
 from aero.private.emulator.values import Secret, elements
-from aero.private.program import Step, freed
+from aero.private.program import Step, freed, is_double
 from aero.private.ring import computing_with, nearest
 
 Array = NDArray[Any]
@@ -79,7 +79,7 @@ class Machine:
         traced = self._trace(step, inputs)
         found = evaluate(ring, traced, [Secret(each) for each in inputs])
         outputs = [elements(ring, each) for each in found]
-        wrong = self._wrong(traced, inputs, outputs) if ring.peak >= ring.limit else 0
+        wrong = self._wrong(traced, step, inputs, outputs) if ring.peak >= ring.limit else 0
         self._state.update(zip(step.outputs, outputs, strict=True))
         if self._shared.issuperset(step.inputs):
             self._shared.update(step.outputs)
@@ -96,13 +96,17 @@ class Machine:
                 self._traced[key] = jax.make_jaxpr(function)(*(_shape(each) for each in inputs))
         return self._traced[key]
 
-    def _wrong(self, traced: ClosedJaxpr, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> int:
-        given = [self.ring.decode(each).cpu().numpy().astype(np.float32) for each in inputs]
+    def _decoded(self, name: str, elements: Tensor) -> NDArray[np.float64]:
+        numbers = self.ring.decode(elements)
+        return (numbers / self.ring.one if is_double(name) else numbers).cpu().numpy()
+
+    def _wrong(self, traced: ClosedJaxpr, step: Step, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> int:
+        given = [self._decoded(*each).astype(np.float32) for each in zip(step.inputs, inputs, strict=True)]
         exact = jax.jit(jax.extend.core.jaxpr_as_fun(traced))(*given)
         count = 0
-        for right, output in zip(exact, outputs, strict=True):
+        for name, right, output in zip(step.outputs, exact, outputs, strict=True):
             wide = np.asarray(right, np.float64)
-            error = np.abs(self.ring.decode(output).cpu().numpy() - wide)
+            error = np.abs(self._decoded(name, output) - wide)
             count += int((~(error <= TOLERANCE * (1 + np.abs(wide)))).sum())
         return count
 

@@ -130,6 +130,9 @@ class Walk:
         batch = _extent(left, batched)
         rows = left.size // (inner * batch)
         columns = right.size // (inner * batch)
+        if "masked" in kinds:
+            # The masks that follow would have the same numbers (``blocks.units``).
+            raise ValueError("a matrix product opens a mask that has to be remembered")
         self._share(operation.types, kinds)
         self.cost += self.laws.product(
             batch, rows, inner, columns, kinds, whole=operation.result_types[0].element != "f32"

@@ -204,8 +204,7 @@ class _Forecasting:
         """Variables of the cache that the parties delete after a pass."""
         if plan is None:
             return []
-        layers = range(self.program.config.depth)
-        gone = [name for block in plan.gone for index in layers for name in (block.keys(index), block.values(index))]
+        gone = [name for block in plan.gone for name in self.program.block_variables(block)]
         return [*gone, *(self.program.cache if plan.base is not None else ())]
 
     def _step(self, step: Step) -> tuple[Walk, tuple[Shape, ...]]:
