@@ -29,6 +29,7 @@ from aero.private import attention, exponent, nonlinear, program, ring, softmax
 from aero.private.dealer.process import DealerProcess
 from aero.private.engine import FRACTION_BITS, runtime_config
 from aero.private.protocols import PROTOCOLS, protocol_named
+from aero.private.reciprocal import widest_uncut
 
 UNIT = 2.0**-FRACTION_BITS
 Array = np.ndarray
@@ -346,31 +347,30 @@ for form in exponent.FORMS:
     )
 
 
+def kernel_sums(weights: Array, form: exponent.Exponential) -> Case:
+    held = np.floor(form.weight * weights / UNIT) * UNIT  # what fixed point holds
+    exact = 1 / (form.weight * KERNEL_SINK + held.sum(-1, keepdims=True))
+    return Case(
+        partial(softmax.kernel_reciprocal, form=form), (np.float32(held),), exact, 1e-4 * exact.max() + 10 * UNIT
+    )
+
+
 for bound in (20.0, 128.0, 400.0):
     form = exponent.kernel_exponential(bound)
     far = np.concatenate([np.linspace(-bound, 0, 144), np.linspace(-8, 0, 144)]).reshape(2, 12, 12)
     CASES[f"kernel, bounded by {bound:g}"] = Case(
         packed(partial(softmax.bounded_weights, form=form)),
         (np.float32(form.scale * far),),
-        np.tril(np.exp(far)),
-        form.error + form.bound * UNIT,
+        np.tril(form.weight * np.exp(far)),
+        form.weight * (form.error + form.bound * UNIT) + UNIT,
     )
-    sums = np.tril(np.floor(np.exp(far[::-1]) / UNIT) * UNIT)
-    CASES[f"kernel's reciprocal, bounded by {bound:g}"] = Case(
-        partial(softmax.kernel_reciprocal, error=form.error),
-        (np.float32(sums),),
-        1 / (KERNEL_SINK + sums.sum(-1, keepdims=True)),
-        1e-4 + 10 * UNIT,
-    )
+    CASES[f"kernel's reciprocal, bounded by {bound:g}"] = kernel_sums(np.tril(np.exp(far[::-1])), form)
 
-
-few = np.float32(np.tril(np.abs(draw(2, 5, 5)).clip(0, 1)))
-CASES["kernel's reciprocal, few keys"] = Case(
-    partial(softmax.kernel_reciprocal, error=1e-4),
-    (few,),
-    1 / (KERNEL_SINK + few.sum(-1, keepdims=True, dtype=np.float64)),
-    1e-4 + 10 * UNIT,
+CASES["kernel's reciprocal, few keys"] = kernel_sums(
+    np.tril(np.abs(draw(2, 5, 5)).clip(0, 1)), exponent.kernel_exponential(20.0)
 )
+full = np.tril(np.ones((1, 128, 128)))
+CASES["kernel's reciprocal, all keys at no distance"] = kernel_sums(full, exponent.kernel_exponential(20.0))
 
 
 def np_concatenate(parts: tuple[Any, ...]) -> Any:
@@ -400,6 +400,22 @@ def test_an_operator_keeps_its_bound(operator: str, protocol: str) -> None:
     private = np.asarray(simulation.sim_jax(parties(protocol), case.function)(*case.inputs), np.float64)
     assert private.shape == case.exact.shape
     assert np.abs(private - case.exact).max() < case.bound
+
+
+@pytest.mark.parametrize("bits", [20, 22])
+@pytest.mark.parametrize("protocol", ["semi2k-insecure", "aby3"])
+def test_a_kernels_sums_need_no_comparison_with_fine_bits(protocol: str, bits: int) -> None:
+    """One over sums of 0 to 128 weights, relative: with 20 bits the range is cut, with 22 it is not."""
+    form = exponent.kernel_exponential(128.0)
+    weights = np.tril(np.linspace(0.0, 1.0, 128)[:, None] ** 4 * np.ones((1, 128, 128)))
+    held = np.floor(form.weight * weights * 2.0**bits) * 2.0**-bits
+    exact = 1 / (form.weight + held.sum(-1, keepdims=True))
+    with ring.computing_with(bits):
+        low = form.weight * (1 - 128 * form.error)
+        assert (widest_uncut(low) > 129) == (bits == 22)
+        inverse = partial(softmax.kernel_reciprocal, form=form)
+        private = np.asarray(simulation.sim_jax(parties(protocol, bits), inverse)(np.float32(held)), np.float64)
+    assert np.abs(private / exact - 1).max() < 1e-4
 
 
 def test_every_kind_of_step_is_covered() -> None:

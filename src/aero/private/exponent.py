@@ -2,7 +2,7 @@
 
 A softmax divides by its row's sum, so any multiple of the exponent will do. ``FORMS`` give ``WEIGHT`` exp(s): with
 logits near 0 the weights and the reciprocal of a sum over 128 of them then both keep 16 bits. A kernel's exponents are
-at most 0 and its sums hold 1 besides, so there it is exp(y) itself, and what counts is the absolute error.
+at most 0 and its sums hold 1 besides, so there what counts is the absolute error of exp(y).
 
     q_0 = scale s + shift,   q_(i+1) = q_i^2 + sum of c_j q_j over j < i + constant
 
@@ -12,8 +12,9 @@ come from a least-squares fit of the relative error on Chebyshev points, reweigh
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from math import ceil, log2
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from math import ceil, log2, sqrt
 
 import jax
 
@@ -27,7 +28,8 @@ WEIGHT = 2.0**-3
 class Exponential:
     """One form: bound is the largest |s| it is for.
 
-    error: the largest relative error there in real numbers; of a kernel's form, for -bound <= s <= 0, absolute.
+    error: the largest relative error there in real numbers; of a kernel's form, the absolute error of exp(s) for
+        -bound <= s <= 0.
     reach: the largest exponent, rounded up.
     scale: positive, for a kernel's queries and keys take a root of it each.
     steps: for each squaring the coefficients of q_0, q_1, ... (trailing zeros left out) and the constant.
@@ -55,6 +57,17 @@ class Exponential:
                     double = double + ring.scaled(term, coefficient)
             terms.append(ring.truncate(double) + constant)
         return terms[-1]
+
+    def weighing(self, weight: float) -> Exponential:
+        """The same form of another multiple. Square roots alone, which every party finds to be the same numbers."""
+        roots = [weight / self.weight]
+        for _ in self.steps:
+            roots.insert(0, sqrt(roots[0]))
+        steps = tuple(
+            (tuple(each * roots[i + 1] / roots[j] for j, each in enumerate(coefficients)), constant * roots[i + 1])
+            for i, (coefficients, constant) in enumerate(self.steps)
+        )
+        return replace(self, scale=self.scale * roots[0], shift=self.shift * roots[0], steps=steps, weight=weight)
 
 
 FORMS = (
@@ -181,6 +194,9 @@ A weight of e^-12 or less only has to be small, so that these polynomials are of
 small on a range that grows with the square of their degree. Each stays below 1e-4 up to a tenth beyond its bound, and
 for y slightly above 0, where rounding puts a key that equals its query."""
 
+KERNEL_WEIGHT = 2.0**-4
+"""The weight of a key at no distance, between the accuracy of a weight and that of one over a sum of up to 129."""
+
 KERNEL_REACH = 1.75
 """Of a kernel's form: the largest -z. The rest, up to 2, is for text whose keys are farther than the bound says."""
 
@@ -188,17 +204,19 @@ KERNEL_LEAST = 64
 """Of a kernel's form: the least n, for an error of 6e-5."""
 
 
+@lru_cache
 def kernel_exponential(bound: float) -> Exponential:
-    """The cheapest form for a kernel's exponents -``bound`` <= y <= 0: of ``KERNEL_FORMS``, or, for a wider bound,
-    (1 + z + z^2/2)^n with z = y/n, n a power of two.
+    """The cheapest form for a kernel's exponents -``bound`` <= y <= 0, giving ``KERNEL_WEIGHT`` exp(y).
 
-    Its base is ((1 + z)/sqrt(2))^2 + 1/2, which stays within 1 for -2 <= z <= 0. The larger n, the more exact: the
-    error is |y|^3 exp(y) / (6 n^2), largest at y = -3.
+    One of ``KERNEL_FORMS``, or, for a wider bound, (1 + z + z^2/2)^n with z = y/n, n a power of two. Its base is
+    ((1 + z)/sqrt(2))^2 + 1/2, which stays within 1 for -2 <= z <= 0. The larger n, the more exact: the error is
+    |y|^3 exp(y) / (6 n^2), largest at y = -3.
     """
     fitted = next((form for form in KERNEL_FORMS if form.bound >= bound), None)
     if fitted is not None:
-        return fitted
+        return fitted.weighing(KERNEL_WEIGHT)
     squarings = max(ceil(log2(bound / KERNEL_REACH)), KERNEL_LEAST.bit_length() - 1)
     n, root = 2**squarings, 2.0**-0.5
     steps = (((), 0.5), *[((), 0.0)] * squarings)
-    return Exponential(KERNEL_REACH * n, 0.23 / n**2, 1.0, root / n, root, steps, weight=1.0)
+    taylor = Exponential(KERNEL_REACH * n, 0.23 / n**2, 1.0, root / n, root, steps, weight=1.0)
+    return taylor.weighing(KERNEL_WEIGHT)

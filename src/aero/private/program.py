@@ -250,7 +250,7 @@ class Program:
             kernel = kernel_exponential(layer.logit_bound)
             raised = partial(softmax.bounded_weights, triangle=triangle, form=kernel)
             yield Step("kernel", index, raised, ("s",), ("e",))
-            inverse = partial(softmax.kernel_reciprocal, error=kernel.error)
+            inverse = partial(softmax.kernel_reciprocal, form=kernel)
             yield Step("softmax reciprocal", index, inverse, ("e",), ("r",))
             return
         if layer.attention == "power":

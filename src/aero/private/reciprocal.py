@@ -1,8 +1,9 @@
 """One over a number whose range is public: a few comparisons, then Goldschmidt's iteration.
 
-The engine's own reciprocal looks for the highest bit, which takes most of its 36 rounds (semi2k). Here the range is cut
-at powers of 3; which piece a number lies in gives a first guess within a factor of 2, all comparisons in the same
-rounds. Then D = z r and r are multiplied by alpha - D, both in one product, until D is level:
+The engine's own reciprocal looks for the highest bit, which takes most of its 36 rounds (semi2k). Here a wide range is
+cut at powers of 3; which piece a number lies in gives a first guess within a factor of 2, all comparisons in the same
+rounds. A narrow range has one guess for all. Then D = z r and r are multiplied by alpha - D, both in one product, until
+D is level:
 
     D in [l, u], alpha = l + u:   D (alpha - D) in [l u, alpha^2 / 4]
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
+from math import sqrt
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +27,8 @@ from aero.private import ring
 
 RATIO = 3.0
 UNCUT = 8.0
-"""A range this narrow (largest over smallest) is not cut: its first guess is the same for all."""
+"""A range this narrow (largest over smallest) is not cut: its first guess is the same for all. Each factor of 4 more is
+an iteration more, which has 2 rounds and a comparison 9, but costs accuracy (``widest_uncut``)."""
 
 LEVEL = 1.2e-4
 """Iterations end when largest over smallest D is this close to 1; half of it is the relative error."""
@@ -36,14 +39,14 @@ class Reciprocal:
     """Steps for numbers in [low, high] (the ends with all their slack).
 
     edges: where the range is cut. guesses: the first guess of each piece. factors: alpha of each iteration.
-    doubled: whether the iteration also multiplies by 2, which keeps D between 1/2 and 2.
+    doublings: how often the iteration also multiplies by 2, which keeps the largest D between 1/2 and 2.
     final: the middle of what D ends at; the guesses of r are divided by it.
     """
 
     edges: tuple[float, ...]
     guesses: tuple[float, ...]
     factors: tuple[float, ...]
-    doubled: tuple[bool, ...]
+    doublings: tuple[int, ...]
     final: float
 
     def __call__(self, z: jax.Array, unit: NDArray[np.float64]) -> jax.Array:
@@ -54,7 +57,7 @@ class Reciprocal:
         # [2, n, pieces]: the guess by which z is multiplied, and the guess of what z is sought for.
         guesses = np.stack([_rounded(each / unit[:, 0]) for each in self.guesses], -1)
         table = np.stack([guesses, _rounded(guesses / self.final)])
-        factors = zip(self.factors, self.doubled, strict=True)
+        factors = zip(self.factors, self.doublings, strict=True)
         if self.edges:
             guess, goal = self._chosen(z, unit, table)
             level = ring.truncate(ring.product(z, guess))
@@ -64,8 +67,8 @@ class Reciprocal:
             factor = _turn(level, *next(factors))
             level, goal = ring.truncate(jnp.stack([ring.product(level, factor), ring.scaled(factor, table[1, :, -1:])]))
         left = len(self.factors) - (not self.edges)
-        for index, (alpha, doubled) in enumerate(factors):
-            factor = _turn(level, alpha, doubled)
+        for index, (alpha, doublings) in enumerate(factors):
+            factor = _turn(level, alpha, doublings)
             if index + 1 < left:
                 both = ring.truncate(ring.product(jnp.stack([level, goal]), jnp.stack([factor, factor])))
                 level, goal = both[0], both[1]
@@ -86,31 +89,43 @@ class Reciprocal:
         return start[0], start[1]
 
 
-def _turn(level: jax.Array, alpha: float, doubled: bool) -> jax.Array:
+def _turn(level: jax.Array, alpha: float, doublings: int) -> jax.Array:
     factor = alpha - level
-    return factor + factor if doubled else factor
+    for _ in range(doublings):
+        factor = factor + factor
+    return factor
+
+
+def widest_uncut(low: float) -> float:
+    """Largest over smallest up to which a range from ``low`` on needs no cut for its accuracy.
+
+    Of a range k times as long as its start, the first iteration leaves 4 / (low k^2) as the goal at the far end: half a
+    unit is there at most half of ``LEVEL``.
+    """
+    return sqrt(LEVEL / 2 * 2.0 ** (ring.fraction_bits() + 1) * 4.0 / low)
 
 
 @lru_cache
-def reciprocal_for(low: float, high: float) -> Reciprocal:
-    """The steps for [low, high]. Only exact operations: every party has to find the same numbers."""
+def reciprocal_for(low: float, high: float, uncut: float = UNCUT) -> Reciprocal:
+    """The steps for [low, high], cut where high > uncut low. Exact operations alone: parties need the same numbers."""
     edges: list[float] = []
-    if high > UNCUT * low:
+    if high > uncut * low:
         edge = low * RATIO
         while edge < high:
             edges.append(edge)
             edge *= RATIO
     ends = [low, *edges, max(high, edges[-1] * RATIO if edges else high)]
     guesses = [2.0 / (a + b) for a, b in pairwise(ends)]
-    factors, doubled = [], []
+    factors, doublings = [], []
     bottom, top = 2.0 * ends[0] / (ends[0] + ends[1]), 2.0 * ends[1] / (ends[0] + ends[1])
     while top - bottom > LEVEL * bottom:
         alpha = bottom + top
         factors.append(alpha)
-        twice = alpha * alpha / 4 < 0.5
-        doubled.append(twice)
-        bottom, top = (bottom * top * (1 + twice), alpha * alpha / 4 * (1 + twice))
-    return Reciprocal(tuple(edges), tuple(guesses), tuple(factors), tuple(doubled), (bottom + top) / 2)
+        bottom, top, twice = bottom * top, alpha * alpha / 4, 0
+        while top < 0.5:
+            bottom, top, twice = 2 * bottom, 2 * top, twice + 1
+        doublings.append(twice)
+    return Reciprocal(tuple(edges), tuple(guesses), tuple(factors), tuple(doublings), (bottom + top) / 2)
 
 
 def _rounded(values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from aero.config import KERNEL_SINK, POWER_FLOOR
 from aero.private import ring
 from aero.private.exponent import WEIGHT, Exponential
-from aero.private.reciprocal import reciprocal_for
+from aero.private.reciprocal import UNCUT, reciprocal_for, widest_uncut
 from aero.private.ring import FINE_FRACTION_BITS
 
 CLIP = 16.0
@@ -220,18 +220,19 @@ def bounded_reciprocal(unnormalised: jax.Array, *, ends: tuple[float, float]) ->
     return reciprocal_for(*ends)(sums, Triangle(queries, keys).seen())
 
 
-def kernel_reciprocal(unnormalised: jax.Array, *, error: float) -> jax.Array:
-    """[heads, queries, keys] -> [heads, queries, 1], one over ``KERNEL_SINK`` and each row's sum.
+def kernel_reciprocal(unnormalised: jax.Array, *, form: Exponential) -> jax.Array:
+    """[heads, queries, keys] -> [heads, queries, 1], one over form.weight ``KERNEL_SINK`` and each row's sum.
 
-    error: the largest of an entry, which lies between 0 and 1. Error as ``Reciprocal`` has it. The range is one for all
-    rows, from the sink to the longest row's sum: a row's own, as ``bounded_reciprocal`` has it, would begin where the
-    sink is a small share of the keys, and be as wide. With 128 keys it is cut four times: 704 bytes for a row of a head
-    and 16 rounds under semi2k (``bounded_reciprocal`` for logits up to 8: 1980 and 16). Up to 6 keys it is not cut.
+    The entries are those of ``form``. Error as ``Reciprocal`` has it. The range is one for all rows, from the sink to
+    the longest row's sum: a row's own, as ``bounded_reciprocal`` has it, would begin where the sink is a small share of
+    the keys, and be as wide. With 22 fraction bits it is not cut up to 178 keys: 416 bytes for a row of a head and 13
+    rounds under semi2k with 128 keys (``bounded_reciprocal`` for logits up to 8, cut: 1980 and 16).
     """
     _, queries, keys = unnormalised.shape
-    sums = jnp.sum(unnormalised, axis=2, keepdims=True) + KERNEL_SINK
-    low, high = KERNEL_SINK - min(0.5, keys * error), KERNEL_SINK + keys * (1 + error)
-    return reciprocal_for(low, high)(sums, np.ones((queries, 1)))
+    sums = jnp.sum(unnormalised, axis=2, keepdims=True) + form.weight * KERNEL_SINK
+    low, high = KERNEL_SINK - min(0.5, keys * form.error), KERNEL_SINK + keys * (1 + form.error)
+    steps = reciprocal_for(form.weight * low, form.weight * high, max(UNCUT, widest_uncut(form.weight * low)))
+    return steps(sums, np.ones((queries, 1)))
 
 
 def row_reciprocal(unnormalised: jax.Array) -> jax.Array:
