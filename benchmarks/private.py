@@ -43,6 +43,7 @@ ROWS: dict[str, list[str]] = {
     "SAS-P(SM+ScFuFFN)": ["SAS-P(SM+ScFuFFN)"],
     "static+bilinear": ["static+bilinear"],
     "static+bilinear+bounded": ["static+bilinear+bounded"],
+    "static+bilinear+kernel": ["static+bilinear+kernel"],
     "static+bilinear+power": ["static+bilinear+power"],
 }
 """Label -> row of the architecture table and options. ``SM...`` are rows that AERO published, ``2Quad...`` and
