@@ -377,3 +377,24 @@ def test_uniform_heads_that_do_not_fit_the_shape() -> None:
 def test_configurations_survive_json() -> None:
     config = KINDS["grouped"]
     assert ModelConfig.from_dict(config.to_dict()) == config
+
+
+@pytest.mark.parametrize(("kind", "sampled"), [("kernel", True), ("power", True), ("bounded", False)])
+def test_training_charges_a_sample_of_wide_bounds(kind: str, sampled: bool) -> None:
+    config = KINDS[kind].with_layers(lambda layer: replace(layer, logit_bound=0.5))
+    decoder, given = scrambled(config), tokens(config, batch=17)
+    with torch.no_grad():
+        whole = decoder.eval()(given, with_logits=True)
+        first = decoder(given[:3], with_logits=True)
+        trained = decoder.train()(given, with_logits=True)
+    assert trained.logit_penalty is not None
+    assert whole.logit_penalty is not None
+    assert first.logit_penalty is not None
+    assert whole.logit_penalty > 0
+    assert whole.logit_penalty != first.logit_penalty
+    expected = first if sampled else whole
+    torch.testing.assert_close(trained.logit_penalty, expected.logit_penalty)
+    for one, other in zip(trained.largest_logits or (), expected.largest_logits or (), strict=True):
+        assert one is not None
+        assert other is not None
+        torch.testing.assert_close(one, other)

@@ -19,7 +19,7 @@ from torch.nn import functional
 from aero.config import LayerConfig, ModelConfig
 from aero.model.cache import KeyValueCache
 from aero.model.kernel import kernel_attention
-from aero.model.logits import logit_excess
+from aero.model.logits import CHARGED_SAMPLE, logit_excess
 from aero.model.power import power_attention
 from aero.model.rotary import rotate
 
@@ -29,7 +29,7 @@ class Heads(NamedTuple):
 
     entropy: [B, H, T] in nats.
     penalty, largest: as ``logit_excess`` returns them, largest [H] with 0 for uniform heads; None in layers that bound
-        no logits.
+        no logits. In training, of a sample of the rows of kernel and power attention (``logits.CHARGED_SAMPLE``).
     """
 
     entropy: Tensor | None = None
@@ -182,8 +182,9 @@ class Attention(nn.Module):
             offset = torch.full((len(self.active),), layer.power_offset, device=q.device)
         if with_logits and layer.bounds_logits:
             kernel = layer.attention == "kernel"
-            scaled = (q, scale) if kernel else (q * scale, None)
-            penalty, largest = logit_excess(scaled[0], k, offset=offset, start=layer.charged_from, kernel=scaled[1])
+            rows = -(-len(q) // CHARGED_SAMPLE) if self.training and layer.attention != "bounded" else len(q)
+            some, keys, factor = (q[:rows], k[:rows], scale) if kernel else (q[:rows] * scale, k[:rows], None)
+            penalty, largest = logit_excess(some, keys, offset=offset, start=layer.charged_from, kernel=factor)
         if layer.attention == "kernel":
             y, entropy = kernel_attention(q, k, v, scale=scale, with_entropy=with_entropy)
         elif offset is not None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from aero.config import KERNEL_SINK
+from aero.model.kernel_fused import fused_kernel_attention
 from aero.model.logits import kernel_scores
 from aero.model.weights import in_blocks, mixed, share_entropy
 
@@ -23,6 +24,8 @@ def kernel_attention(
     Returns out [B, H, Tq, D] in v's dtype and, if asked for, the entropy [B, H, Tq] in nats of the weights over their
     own sum, in float32 or wider: how widely a head looks at keys, whatever goes to none.
     """
+    if q.is_cuda and q.shape[2] == k.shape[2] and not with_entropy:
+        return fused_kernel_attention(q, k, v, scale=scale), None
     return in_blocks(_attend, q, k, v, scale, with_entropy)
 
 
