@@ -97,7 +97,7 @@ class Engine:
 
         What is told in the clear goes without it: so parties can agree on the bits first.
         """
-        compute_with(fraction_bits)
+        compute_with(fraction_bits, self.protocol.whole_products)
         config = runtime_config(self.protocol, self._threads, self._dealer, fraction_bits)
         self._runtime = spu.Runtime(self._link, config)
         self._io = spu.Io(self.world, config)

@@ -43,23 +43,26 @@ ENGINE = "interpreter"
 """The platform for which the engine's front end lowers a function; nothing else uses it."""
 
 
-class _Precision:
+class _Traced:
     bits = FRACTION_BITS
+    whole: int | None = None
 
 
 def fraction_bits() -> int:
     """f, of what is traced now."""
-    return _Precision.bits
+    return _Traced.bits
 
 
-def compute_with(bits: int) -> None:
+def compute_with(bits: int, whole: int | None = None) -> None:
     """Let everything that is traced from now on have ``bits`` fraction bits: in this process, which is one party's.
 
+    whole: how many elementwise products cost as much as one that begins (``Protocol.whole_products``); what is left
+    over such wholes is then a product of its own. None: products are as they come.
     Raises ValueError outside 1 ... ``MOST_FRACTION_BITS``.
     """
     if not 1 <= bits <= MOST_FRACTION_BITS:
         raise ValueError(f"fraction bits go from 1 to {MOST_FRACTION_BITS}, not {bits}")
-    _Precision.bits = bits
+    _Traced.bits, _Traced.whole = bits, whole
 
 
 def nearest(values: ArrayLike, bits: int) -> NDArray[np.float32]:
@@ -74,12 +77,12 @@ def nearest(values: ArrayLike, bits: int) -> NDArray[np.float32]:
 @contextmanager
 def computing_with(bits: int) -> Iterator[None]:
     """``compute_with`` for what is traced in the block."""
-    before = fraction_bits()
-    compute_with(bits)
+    before = _Traced.bits, _Traced.whole
+    compute_with(bits, before[1])
     try:
         yield
     finally:
-        compute_with(before)
+        compute_with(*before)
 
 
 def product(x: jax.Array, y: jax.Array) -> jax.Array:
@@ -152,6 +155,18 @@ def _cut(x: jax.Array) -> jax.Array:
     return cut[: x.size].reshape(x.shape)
 
 
+def _multiplied(x: jax.Array, y: jax.Array) -> jax.Array:
+    one, other = _integers(x), _integers(y)
+    over = 0 if _Traced.whole is None else x.size % _Traced.whole
+    if over in (0, x.size):
+        return _numbers(one * other)
+    flat, others = one.reshape(-1), other.reshape(-1)
+    whole = flat[:-over] * others[:-over]
+    # Reversed, which costs nothing: the compiler would make one product of two whose results are put together.
+    rest = (flat[-over:][::-1] * others[-over:][::-1])[::-1]
+    return _numbers(jnp.concatenate([whole, rest]).reshape(x.shape))
+
+
 def _define(primitive: Primitive, plain: Any, engine: Any) -> None:
     primitive.def_impl(plain)  # type: ignore[no-untyped-call]
     primitive.def_abstract_eval(  # type: ignore[no-untyped-call]
@@ -163,7 +178,7 @@ def _define(primitive: Primitive, plain: Any, engine: Any) -> None:
     mlir.register_lowering(primitive, mlir.lower_fun(engine, multiple_results=False), platform=ENGINE)
 
 
-_define(product_p, lambda x, y: x * y, lambda x, y: _numbers(_integers(x) * _integers(y)))
+_define(product_p, lambda x, y: x * y, _multiplied)
 _define(matmul_p, lambda x, y: x @ y, lambda x, y: _numbers(_integers(x) @ _integers(y)))
 _define(
     scaled_p,

@@ -22,7 +22,7 @@ from aero.serve import frames
 from aero.serve.frames import BrokenLinkError, Hello, Join, Plan, Refused, Welcome
 from aero.shipped import located
 
-VERSION = 4
+VERSION = 5
 """Raised whenever the messages between parties change, the private program's own included."""
 
 Grant = Callable[[Hello], Awaitable[tuple[str, Plan]]]
