@@ -12,6 +12,7 @@ protocols, are no higher, and one of them lower.
 from __future__ import annotations
 
 import argparse
+import shlex
 import statistics
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -135,7 +136,12 @@ def main(argv: list[str]) -> int:
     entries = with_dominance([priced(entry, arguments.scale) for entry in points(documents, arguments.scale)])
     show(entries)
     if arguments.json_file is not None:
-        where = {"command": provenance.command(), "commit": provenance.commit(), "date": provenance.now()}
+        words = shlex.join(argv)
+        where = {
+            "command": f"python benchmarks/frontier.py {words}",
+            "commit": provenance.commit(),
+            "date": provenance.now(),
+        }
         statement = "bytes and rounds are exact, seconds are the cost model's; the client embeds, GELU by tanh"
         document = {"statement": statement, "tokens": SCALES[arguments.scale].shape.context, "rows": entries}
         write_json(arguments.json_file, {**document, **where, "machine": provenance.machine()})
