@@ -286,11 +286,11 @@ def order(out: Path) -> None:
 
 
 def drift(out: Path) -> None:
-    """How far fixed point is from double precision behind every layer of the demo's two models."""
+    """How far fixed point is from double precision behind every layer of the two models that come with the package."""
     with drawing(6.4, 2.6) as figure:
         axes = figure.subplots()
-        for name, label, colour in (("baseline", "SM+LN+G", GREY), ("aero", "static+bilinear", BLUE)):
-            layers = result(f"emulation-demo-{name}.json")["layers"]
+        for name, label, colour in (("-baseline", "SM+LN+G", GREY), ("", "static+bilinear", BLUE)):
+            layers = result(f"emulation-aero-code-small{name}.json")["layers"]
             errors = [layer["rms_error"] / layer["rms_stream"] for layer in layers]
             axes.plot([layer["layer"] for layer in layers], errors, color=colour, marker="o", label=label)
         axes.set(xlabel="layer", ylabel="RMS error / RMS of stream", xticks=range(len(layers)))
