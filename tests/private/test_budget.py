@@ -13,9 +13,11 @@ from aero.private.protocols import protocol_named
 
 BUDGET = {
     ("semi2k-insecure", "static+bilinear+bounded"): (716, 556),
-    ("semi2k-insecure", "static+bilinear+power"): (523, 460),
+    ("semi2k-insecure", "static+bilinear+power"): (533, 460),
+    ("semi2k-insecure", "static+bilinear+kernel"): (770, 578),
     ("aby3", "static+bilinear+bounded"): (1290, 840),
-    ("aby3", "static+bilinear+power"): (1037, 700),
+    ("aby3", "static+bilinear+power"): (1052, 700),
+    ("aby3", "static+bilinear+kernel"): (1363, 880),
 }
 """Megabytes and rounds of a prefill of 128 tokens that the client embeds."""
 
