@@ -355,7 +355,7 @@ def kernel_sums(weights: Array, form: exponent.Exponential) -> Case:
     )
 
 
-for bound in (20.0, 128.0, 400.0):
+for bound in (*(form.bound for form in exponent.KERNEL_FORMS), 600.0):
     form = exponent.kernel_exponential(bound)
     far = np.concatenate([np.linspace(-bound, 0, 144), np.linspace(-8, 0, 144)]).reshape(2, 12, 12)
     CASES[f"kernel, bounded by {bound:g}"] = Case(

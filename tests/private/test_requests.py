@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -154,6 +154,16 @@ def test_a_public_prefix_costs_a_request_nothing(model: PrivateModel) -> None:
 KERNEL = "llama-tiny:static+bilinear+kernel"
 
 
+def right_at_first(expected: Sequence[int], behind: int) -> Callable[[Sequence[int], int], list[int]]:
+    """Proposals for what follows a prompt: the first is right, the others are not, and the cache takes them back."""
+
+    def propose(tokens: Sequence[int], count: int) -> list[int]:
+        done = len(tokens) - behind
+        return [expected[done], *[(each + 1) % 7 for each in expected[done + 1 : done + count]]]
+
+    return propose
+
+
 @pytest.mark.parametrize("protocol", ["semi2k-insecure", pytest.param("aby3", marks=pytest.mark.slow)])
 def test_squares_of_cached_keys_come_with_a_prefix_and_go_with_what_is_taken_back(protocol: str) -> None:
     parties = local_parties(PROTOCOLS[protocol], None)
@@ -162,11 +172,7 @@ def test_squares_of_cached_keys_come_with_a_prefix_and_go_with_what_is_taken_bac
     kernel = folded(KERNEL, seed=0)
     expected = greedy(kernel, PROMPT, 8)
     exact = plain.logits(kernel, np.array([*PROMPT, *expected[:-1]]))[len(PROMPT) - 1 :]
-
-    def draft(tokens: Sequence[int], count: int) -> list[int]:
-        done = len(tokens) - len(prompt)
-        return [expected[done], *[(each + 1) % 7 for each in expected[done + 1 : done + count]]]
-
+    draft = right_at_first(expected, behind=len(prompt))
     with PrivateSession(job, model=KERNEL) as session:
         alone = session.ask(Request(prompt=prompt, new_tokens=8, keep_logits=True))
         drafted = session.ask(Request(prompt=prompt, new_tokens=5, keep_logits=True, draft=3), draft)
@@ -185,12 +191,7 @@ def test_where_products_open_both_factors_a_token_opens_no_earlier_key_again(mod
     job = PartyJob(protocol=insecure.name, parties=local_parties(insecure, None), rank=0, wait_seconds=120.0)
     expected = greedy(model, PROMPT, 9)
     exact = plain.logits(model, np.array([*PROMPT, *expected[:-1]]))[len(PROMPT) - 1 :]
-
-    def wrong(tokens: Sequence[int], count: int) -> list[int]:
-        # The first proposal is right, the others are not: the cache takes them back every time.
-        done = len(tokens) - len(PROMPT)
-        return [expected[done], *[(each + 1) % 7 for each in expected[done + 1 : done + count]]]
-
+    wrong = right_at_first(expected, behind=len(PROMPT))
     with PrivateSession(job, model=MODEL) as session:
         result = session.ask(Request(prompt=PROMPT, new_tokens=9, keep_logits=True))
         drafted = session.ask(Request(prompt=PROMPT, new_tokens=5, keep_logits=True, draft=3), wrong)

@@ -191,17 +191,14 @@ KERNEL_FORMS = (
 """Of a kernel's exponents, -bound <= y <= 0: bound, and the largest absolute error there. Squarings: 5, 5, 6, 6, 6, 7.
 
 A weight of e^-12 or less only has to be small, so that these polynomials are of a kind with Chebyshev's, which stay
-small on a range that grows with the square of their degree. Each stays below 1e-4 up to a tenth beyond its bound, and
-for y slightly above 0, where rounding puts a key that equals its query."""
+small on a range that grows with the square of their degree. Each stays below 1e-4 up to a tenth beyond its bound.
+Slightly above 0, where rounding puts a key that equals its query, the error grows by less than a seventh."""
 
 KERNEL_WEIGHT = 2.0**-4
 """The weight of a key at no distance, between the accuracy of a weight and that of one over a sum of up to 129."""
 
 KERNEL_REACH = 1.75
-"""Of a kernel's form: the largest -z. The rest, up to 2, is for text whose keys are farther than the bound says."""
-
-KERNEL_LEAST = 64
-"""Of a kernel's form: the least n, for an error of 6e-5."""
+"""Of a form beyond those: the largest -z. The rest, up to 2, is for text whose keys are farther than the bound says."""
 
 
 @lru_cache
@@ -215,7 +212,7 @@ def kernel_exponential(bound: float) -> Exponential:
     fitted = next((form for form in KERNEL_FORMS if form.bound >= bound), None)
     if fitted is not None:
         return fitted.weighing(KERNEL_WEIGHT)
-    squarings = max(ceil(log2(bound / KERNEL_REACH)), KERNEL_LEAST.bit_length() - 1)
+    squarings = ceil(log2(bound / KERNEL_REACH))
     n, root = 2**squarings, 2.0**-0.5
     steps = (((), 0.5), *[((), 0.0)] * squarings)
     taylor = Exponential(KERNEL_REACH * n, 0.23 / n**2, 1.0, root / n, root, steps, weight=1.0)
