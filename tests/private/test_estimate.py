@@ -23,6 +23,7 @@ from aero.architecture import architecture_names
 from aero.eliminate.outline import outline
 from aero.eliminate.source import describe, folded
 from aero.errors import AeroError
+from aero.private import blocks
 from aero.private.account import Account, OperatorCost
 from aero.private.blocks import Blocks, squared_units
 from aero.private.engine import lower
@@ -276,3 +277,16 @@ def test_a_calibration_is_read_back_and_anything_else_is_not(tmp_path: Path) -> 
     file.write_text("{}")
     with pytest.raises(AeroError, match="not a calibration"):
         read_calibration(file)
+
+
+def test_a_product_before_the_squares_that_open_its_mask_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled in another order, distances would draw later masks from the numbers of the one that stays open."""
+
+    def products_first(products: Any, own: Any, of_keys: Any) -> Any:
+        group = products.shape[0] // of_keys.shape[0]
+        return products + products - (own + jnp.repeat(jnp.swapaxes(of_keys, 1, 2), group, axis=0))
+
+    monkeypatch.setattr(blocks, "less_squares", products_first)
+    config = outline(describe("gpt2-tiny:static+bilinear+kernel"))
+    with pytest.raises(AeroError, match="a mask that has to be remembered"):
+        forecast(config, protocol_named("semi2k"), tokens=8, new_tokens=0, embedding="client", gelu="polynomial")
