@@ -69,7 +69,8 @@ class Scale:
     """How large the study is. ``small`` is GPT-2's small shape; ``tiny`` fits a test.
 
     shape: the smallest model; a run may have other layers and another context. batch: tokens a step.
-    search, main, long: training tokens. contexts, deep, seeds: what the later phases vary.
+    search, main, longer, long: training tokens; ``longer`` with longer contexts. contexts, deep, seeds: what the later
+        phases vary.
     tokens_per_second: a rough figure for ``--list``, of one H100 that nothing else uses.
     """
 
@@ -77,6 +78,7 @@ class Scale:
     batch: int
     search: int
     main: int
+    longer: int
     long: int
     contexts: tuple[int, ...]
     deep: int
@@ -91,6 +93,7 @@ SCALES = {
         batch=65536,
         search=20_000_000,
         main=85_000_000,
+        longer=42_500_000,
         long=250_000_000,
         contexts=(256, 512),
         deep=18,
@@ -112,6 +115,7 @@ SCALES = {
         batch=128,
         search=128 * 12,
         main=128 * 20,
+        longer=128 * 16,
         long=128 * 30,
         contexts=(24, 32),
         deep=3,
@@ -219,8 +223,8 @@ def plan(scale: Scale, results: Iterable[Mapping[str, Any]]) -> list[Run]:
             runs.append(base if base.rate is None else replace(base, rate=base.rate * factor))
 
     def context_runs(rows: tuple[str, ...]) -> list[Run]:
-        pairs = [(row, seed) for seed in scale.seeds for row in rows]
-        return [run("context", row, context=length, seed=seed) for row, seed in pairs for length in scale.contexts]
+        triples = [(row, seed, length) for seed in scale.seeds for row in rows for length in scale.contexts]
+        return [run("context", row, context=each, tokens=scale.longer, seed=seed) for row, seed, each in triples]
 
     runs += context_runs(BEST[:2])
     runs += [run("other", row, tokens=scale.search) for row in OTHERS if fits(row, layers)]

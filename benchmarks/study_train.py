@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from aero import provenance
 from aero.config import ModelConfig
-from aero.eliminate.bounds import largest_logits
 from aero.entropy import EntropyRegularizer, EntropyRegularizerConfig, bucket_shares, head_entropy, reachable_entropy
 from aero.files import write_json
 from aero.model.decoder import Decoder
@@ -32,6 +31,10 @@ EREG_STRENGTH = 1e-2
 HELD_OUT_TOKENS = 2_000_000
 U_TOKENS = 400_000
 """Tokens whose u is measured."""
+ENTROPY_ROWS = 128
+"""Sequences whose entropies are measured."""
+PART_TOKENS = 16384
+"""Tokens of held-out text at a time: fewer leave a GPU waiting."""
 
 
 class OutOfTimeError(Exception):
@@ -129,7 +132,7 @@ def train(
     # Not compiled: the graphs would serve these few seconds only and take longer to build.
     with torch.compiler.set_stance("force_eager"):
         figures = evaluate(model, config, held_out, device) if nan_step is None else {}
-        stray = largest_u_of_text(model, held_out[: U_TOKENS // config.context], 32, device)
+        stray = largest_u_of_text(model, held_out[: U_TOKENS // config.context], part_rows(config), device)
     finite = losses[: len(losses) if nan_step is None else nan_step]
     every = max(1, steps // 100)
     document = {
@@ -193,32 +196,37 @@ def evaluate(model: Decoder, config: ModelConfig, held_out: Tensor, device: str)
     """Held-out loss and perplexity in float32, as the model is folded, and what its heads do."""
     model.eval()
     rows = held_out[: max(1, HELD_OUT_TOKENS // config.context)]
-    total, count = 0.0, 0
+    bounds = any(layer.bounds_logits for layer in config.layers)
+    total, count, measured = 0.0, 0, 0
     heads: list[Tensor] = []
-    for part in rows.split(32):
+    reach = 0.0
+    for part in rows.split(min(part_rows(config), ENTROPY_ROWS)):
         windows = part.to(device).long()
-        out = model(windows[:, :-1], with_entropy=len(heads) < 4)
+        out = model(windows[:, :-1], with_entropy=measured < ENTROPY_ROWS, with_logits=bounds)
         total += float(cross_entropy(out.logits, windows[:, 1:])) * len(part)
         count += len(part)
         if out.entropies is not None:
-            heads.append(head_entropy(out.entropies).double().cpu())
+            heads.append(head_entropy(out.entropies).double().cpu() * len(part))
+            measured += len(part)
+        tops = [float(top.max()) for top in out.largest_logits or () if top is not None]
+        reach = max([reach, *tops])
     loss = total / count
     if not math.isfinite(loss):
         return {}
-    entropy = torch.stack(heads).mean(0)
+    entropy = torch.stack(heads).sum(0) / measured
     return {
         "held_out_loss": loss,
         "perplexity": math.exp(loss) if loss < 700 else None,
         "head_entropy": [[round(value, 4) for value in layer] for layer in entropy.tolist()],
         "buckets_of_reachable": list(bucket_shares(entropy, reachable_entropy(config.context))),
         "buckets_of_observed": list(bucket_shares(entropy)),
-        "largest_logit_held_out": reach(model, rows) if any(layer.bounds_logits for layer in config.layers) else None,
+        "largest_logit_held_out": reach if bounds else None,
     }
 
 
-def reach(model: Decoder, rows: Tensor) -> float:
-    """The largest logit of any head that has a bound, on ``rows`` [n, T + 1]."""
-    return max(float(top.max()) for top in largest_logits(model, rows[:, :-1].numpy()) if top is not None)
+def part_rows(config: ModelConfig) -> int:
+    """Sequences of held-out text at a time."""
+    return max(1, PART_TOKENS // config.context)
 
 
 def operators(config: ModelConfig) -> dict[str, int]:
