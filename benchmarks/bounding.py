@@ -6,9 +6,7 @@ Each way is ``static+bilinear`` in one of these forms, at the study's shape, cor
 (``--tokens`` for more); one document a run, as ``study_train`` writes them, in a folder of its own:
 
     free       no bound: what the others are measured by
-    penalty    the bounded row as it is: what leaves 3/4 of the bound is charged, along ``aero.eliminate.anneal.GROWTH``
-    constant   the same at a strength of 0.1 throughout
-    logarithm  log(1 + charge) of every head: its slope does not grow with how far, or with how many logits, it strays
+    penalty    the bounded row as it is
     slow       the penalty; queries and keys learn at 0.3 of the rate
     narrow     the penalty; logits are q k / d instead of q k / sqrt(d), so that a step of Adam moves them less
     kernel     weights exp(-|q - k|^2 / (2 sqrt(d))) / (1 + their sum), wherever the exponents get to
@@ -16,7 +14,8 @@ Each way is ``static+bilinear`` in one of these forms, at the study's shape, cor
     loose-P    the same without the penalty
 
 The documents of 2026-11-28 in ``benchmarks/results/bounding`` call the kernel's farthest exponent
-``farthest_held_out``; it is ``largest_logit_held_out`` now.
+``farthest_held_out``; it is ``largest_logit_held_out`` now. Penalties in them, and in "logarithm" their log(1 + x) a
+head, are those that ``charging.py`` calls straight.
 """
 
 from __future__ import annotations
@@ -51,28 +50,6 @@ KERNEL, POWER = "static+bilinear+kernel", "static+bilinear+power"
 POWERS = (2, 4, 8, 16)
 
 
-def constant() -> None:
-    """The penalty at its first strength."""
-    logits.PENALTY_STRENGTH = logits.PENALTY_AT_FIRST
-
-
-def logarithm() -> None:
-    """Every head's charge, averaged over batch and queries, through log(1 + x)."""
-
-    def excess(
-        q: Tensor, k: Tensor, *, offset: Tensor | None, start: float, kernel: float | None
-    ) -> tuple[Tensor, Tensor]:
-        assert kernel is None
-        scores, hidden = logits.causal_scores(q, k)
-        if offset is not None:
-            scores = scores + offset[:, None, None].to(scores.dtype)
-        size = scores.abs().masked_fill(hidden, 0.0)
-        charge = logits.charge(size, start).sum((0, 2, 3)) / (q.shape[0] * q.shape[2])
-        return charge.log1p().sum(), size.detach().amax((0, 2, 3))
-
-    attention.logit_excess = excess  # type: ignore[attr-defined]
-
-
 def slow() -> None:
     """Queries and keys at a lower rate."""
     usual = stability.learning_rate_factors
@@ -96,7 +73,7 @@ def narrow() -> None:
 
 def unpaid() -> None:
     """No penalty."""
-    logits.PENALTY_STRENGTH = logits.PENALTY_AT_FIRST = 0.0
+    logits.PENALTY_STRENGTH = 0.0
 
 
 def power(exponent: int, *, paid: bool) -> None:
@@ -129,8 +106,6 @@ def power(exponent: int, *, paid: bool) -> None:
 WAYS: dict[str, tuple[str, Callable[[], None] | None]] = {
     "free": (FREE, None),
     "penalty": (BOUNDED, None),
-    "constant": (BOUNDED, constant),
-    "logarithm": (BOUNDED, logarithm),
     "slow": (BOUNDED, slow),
     "narrow": (BOUNDED, narrow),
     "kernel": (KERNEL, unpaid),

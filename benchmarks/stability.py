@@ -33,7 +33,7 @@ from torch.nn import functional
 
 from aero.architecture import architecture, architecture_names
 from aero.config import SHAPES, Linear, ModelConfig, shape_named
-from aero.eliminate.anneal import Annealing, StaticSchedule, growth_for
+from aero.eliminate.anneal import Annealing, StaticSchedule
 from aero.entropy import EntropyRegularizer, EntropyRegularizerConfig, bucket_shares, head_entropy, verdict
 from aero.entropy.regularizer import Reduction
 from aero.files import write_json
@@ -109,7 +109,7 @@ def learning_rate(step: int, steps: int) -> float:
 def schedules(config: ModelConfig) -> Annealing:
     """What a run of ``config`` takes away while it trains."""
     static = any(layer.attention_norm.startswith("static") for layer in config.layers)
-    return Annealing(static=StaticSchedule() if static else None, growth=growth_for(config))
+    return Annealing(static=StaticSchedule() if static else None)
 
 
 def penalty(model: Decoder, out: DecoderOutput, annealing: Annealing, strength: float) -> Tensor | float:

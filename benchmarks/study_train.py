@@ -149,6 +149,7 @@ def train(
         "operators": operators(config),
         "curve": [[step, round(finite[step], 4)] for step in range(0, len(finite), every)],
         "largest_gradient_norm": max(norms[: len(finite)], default=None),
+        "gradient_norms": [float(f"{norm:.3g}") for norm in norms[: len(finite)]],
         "largest_u": u_curve(largest, every, nan_step),
         "largest_u_held_out": stray if nan_step is None else None,
         "seconds": round(trained, 1),

@@ -40,7 +40,7 @@ POWER_FLOOR = 2.0**-6
 floor a row's sum over n keys is at least n * POWER_FLOOR, such a row averages its keys, and the derivative of the
 attention weights by the logits is bounded. A power of two: fixed point holds it exactly."""
 
-CHARGED_FROM = 0.75
+CHARGED_FROM = 0.625
 """The share of its bound from which training charges a logit: the rest is the margin for text not seen in training."""
 
 KERNEL_CHARGED_FROM = 0.375

@@ -20,8 +20,7 @@ from aero.eliminate.fold import fold
 from aero.errors import AeroError
 from aero.model import AeroConfig, AeroForCausalLM, Decoder, set_static_blend, static_norms
 from aero.model.feedforward import ORIGINS as FUNCTIONS
-from aero.model.logits import PENALTY_AT_FIRST, PENALTY_STRENGTH
-from aero.train.recipes import row_recipe
+from aero.model.logits import PENALTY_STRENGTH
 
 ALL = Annealing(
     static=StaticSchedule(start=0.25, end=0.75, stagger=0.5),
@@ -216,7 +215,7 @@ def test_the_losss_penalties_follow_and_evaluation_has_none() -> None:
     ALL.apply(model, 0, 100)
     assert model.logit_strength == 0.0
     ALL.apply(model, 25, 100)
-    assert model.logit_strength == 0.5 * PENALTY_AT_FIRST
+    assert model.logit_strength == 0.5 * PENALTY_STRENGTH
     for block in model.decoder.blocks():
         block.feedforward.anneal_from("gelu", 1.0)
         block.attention.anneal_power(1.0)
@@ -244,17 +243,7 @@ def test_the_schedules_load_no_library() -> None:
     assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
 
 
-def test_the_logit_penalty_grows_once_a_model_attends() -> None:
-    annealing = Annealing()
-    assert [annealing.logit_strength(step, 100) for step in (0, 30)] == [PENALTY_AT_FIRST] * 2
-    assert annealing.logit_strength(45, 100) == pytest.approx((PENALTY_AT_FIRST + PENALTY_STRENGTH) / 2)
-    assert [annealing.logit_strength(step, 100) for step in (60, 100)] == [PENALTY_STRENGTH] * 2
+def test_the_logit_penalty_acts_from_the_first_step_unless_a_ramp_says_otherwise() -> None:
+    assert [Annealing().logit_strength(step, 100) for step in (0, 50, 100)] == [PENALTY_STRENGTH] * 3
     late = Annealing(bound=Ramp(start=0.5, end=1.0))
-    assert late.logit_strength(75, 100) == 0.5 * PENALTY_STRENGTH
-
-
-@pytest.mark.parametrize(("row", "grows"), [("bounded", True), ("kernel", False), ("power", False)])
-def test_a_wide_bound_is_charged_alike_throughout(row: str, grows: bool) -> None:
-    annealing = row_recipe(f"static+bilinear+{row}", "demo").annealing
-    last = annealing.logit_strength(100, 100)
-    assert last == (PENALTY_STRENGTH if grows else PENALTY_AT_FIRST)
+    assert [late.logit_strength(step, 100) for step in (50, 75)] == [0.0, 0.5 * PENALTY_STRENGTH]

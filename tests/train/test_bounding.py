@@ -31,9 +31,7 @@ def bounding(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         (power, "_attend"),
         (attention, "power_attention"),
         (architecture, "WIDE_BOUND"),
-        (logits, "PENALTY_AT_FIRST"),
         (Attention, "_attend"),
-        (attention, "logit_excess"),
         (logits, "PENALTY_STRENGTH"),
         (stability, "learning_rate_factors"),
     ]
@@ -70,14 +68,6 @@ def test_what_is_loose_is_not_charged(bounding: Any) -> None:
     bounding.WAYS["loose-4"][1]()
     assert Annealing().logit_strength(9, 10) == 0.0
     assert architecture.architecture("static+bilinear+power", "gpt2-tiny").layers[0].logit_bound == bounding.NARROW
-
-
-def test_the_logarithm_of_a_heads_charge(bounding: Any) -> None:
-    bounding.logarithm()
-    q, k = torch.full((1, 2, 1, 1), 10.0), torch.tensor([1.0, 0.1]).view(1, 2, 1, 1)
-    penalty, largest = attention.logit_excess(q, k, offset=None, start=6.0, kernel=None)  # type: ignore[attr-defined]
-    assert largest.tolist() == [10.0, 1.0]
-    assert penalty.item() == pytest.approx(math.log1p(2 * (10 - 6) - 1))
 
 
 def test_several_rates_change_attention_once(

@@ -46,15 +46,6 @@ class Ramp:
         return min(1.0, max(0.0, (step / steps - self.start) / (self.end - self.start)))
 
 
-GROWTH = Ramp(start=0.3, end=0.6)
-"""From the strength that the logit penalty has at first to its full one."""
-
-
-def growth_for(model: ModelConfig) -> Ramp | None:
-    """``GROWTH`` where a bound is narrow, with bounded attention; None where logits seldom meet it."""
-    return GROWTH if any(layer.attention == "bounded" for layer in model.layers) else None
-
-
 @dataclass(frozen=True, kw_only=True)
 class StaticSchedule(Ramp):
     """When static norms give up their 1/sigma, and what keeps them from missing it.
@@ -118,15 +109,12 @@ class Annealing:
     static: of the static norms. activation: of the feed-forward branches that have the configuration's kind.
     bound: ramp on the logit penalty's strength, for attention that has a bound, from a model whose logits are free;
         None for 1.
-    growth: along which the strength itself grows from what it is at first, or None where it stays: a bound so wide that
-        logits seldom meet it needs no more.
     power: ramp from softmax to power attention.
     """
 
     static: StaticSchedule | None = None
     activation: ActivationSchedule | None = None
     bound: Ramp | None = None
-    growth: Ramp | None = GROWTH
     power: Ramp | None = None
 
     def fault(self, model: ModelConfig) -> str | None:
@@ -156,11 +144,9 @@ class Annealing:
 
     def logit_strength(self, step: int, steps: int) -> float:
         """The factor on the penalty for logits near their bound, for a step of ``steps``."""
-        from aero.model.logits import PENALTY_AT_FIRST, PENALTY_STRENGTH
+        from aero.model.logits import PENALTY_STRENGTH
 
-        growth = 0.0 if self.growth is None else self.growth.at(step, steps)
-        grown = PENALTY_AT_FIRST + (PENALTY_STRENGTH - PENALTY_AT_FIRST) * growth
-        return grown * (1.0 if self.bound is None else self.bound.at(step, steps))
+        return PENALTY_STRENGTH * (1.0 if self.bound is None else self.bound.at(step, steps))
 
     def apply(self, model: nn.Module, step: int, steps: int) -> None:
         """Set ``model``, an ``AeroForCausalLM`` or ``Decoder``, wrapped or not, for the step with this index.

@@ -117,8 +117,7 @@ class AeroForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-unty
     """``Decoder`` with a loss, generation, saving and loading.
 
     logit_strength, deviation_strength: factors in the loss on ``DecoderOutput.logit_penalty`` and on the static norms'
-        ``static_deviation``. They act in training only. A schedule (``aero.eliminate.anneal``) sets them; without one
-        the first is whole from the first step, which a model that learns to attend from nothing takes badly.
+        ``static_deviation``. They act in training only. A schedule (``aero.eliminate.anneal``) sets them.
     """
 
     config_class = AeroConfig

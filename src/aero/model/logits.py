@@ -20,12 +20,8 @@ BLOCK_SCORES = 2**22
 GPU_BLOCKS = 32
 """How much larger blocks are on a GPU, which small ones leave idle: 512 MiB in float32."""
 
-PENALTY_STRENGTH = 3.0
-"""Factor on the penalty in the loss of ``AeroForCausalLM``: strong, for logits that a weak one leaves outside."""
-
-PENALTY_AT_FIRST = 0.1
-"""The same while a model only begins to attend: logits then stray by themselves, and charged in full they would leave
-nothing of the gradient's other parts once it is clipped. ``aero.eliminate.anneal`` says when it grows."""
+PENALTY_STRENGTH = 1.0
+"""Factor on the penalty in the loss of ``AeroForCausalLM``."""
 
 CHARGED_SAMPLE = 8
 """Of kernel and power attention, whose bound is wide, training charges one of so many rows of a batch: in the mean the
@@ -77,11 +73,8 @@ def logit_excess(
 
     q: [B, H, Tq, D], scaled, the last Tq positions; k: [B, Hkv, Tk, D]; offset: [H], or None for 0.
     kernel: the scale of ``kernel_scores``, whose exponents then take the logits' place (q is not scaled), or None.
-    Returns the penalty and the largest |x| of every head, [H], detached. The penalty is e^2 of every excess
-    e = max(0, |x| - start) up to e = 1 and 2 e - 1 from there on, summed over heads and keys and
-    averaged over batch and queries. Summed over keys: one logit that strays costs the same in a long row and in a short
-    one. Straight: in the first steps logits can be a hundred times too large, and any steeper penalty's slope is then
-    all that is left of a clipped gradient.
+    Returns the penalty and the largest |x| of every head, [H], detached. The penalty is ``charge`` of every query's
+    largest |x|, summed over heads and averaged over batch and queries.
     """
     penalty, largest = q.new_zeros((), dtype=torch.promote_types(q.dtype, torch.float32)), None
     for rows, seen, first in causal_blocks(q, k, BLOCK_SCORES * (GPU_BLOCKS if q.is_cuda else 1)):
@@ -103,10 +96,15 @@ def _excess(
     if offset is not None:
         scores = scores + offset[:, None, None].to(scores.dtype)
     size = scores.abs().masked_fill(hidden, 0.0)
-    return charge(size, start).sum(), size.detach().amax((0, 2, 3))
+    return charge(size.amax(-1), start).sum(), size.detach().amax((0, 2, 3))
 
 
 def charge(size: Tensor, start: float) -> Tensor:
-    """What each logit of these sizes, any shape, is charged: e^2 up to e = 1 and 2 e - 1 from there on."""
-    excess = (size - start).clamp(min=0.0)
-    return torch.where(excess < 1, excess.square(), 2 * excess - 1)
+    """What rows whose largest logits have these sizes, any shape, are charged: ln(size / start) beyond ``start``.
+
+    The slope is that of a relative change, the same however far a row strays, and one logit of a row has it, however
+    many stray. A penalty whose slope grows with the distance, or adds up over keys, is now and then a hundred times the
+    rest of the gradient, which is clipped: in such a step the model learns nothing else, and heads are torn from what
+    they looked at. docs/training.md shows it.
+    """
+    return (size / start).clamp(min=1.0).log()

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 
 from aero.architecture import architecture
 from aero.config import LayerConfig, ModelConfig, shape_named
-from aero.eliminate.anneal import ActivationSchedule, Annealing, Ramp, StaticSchedule, growth_for
+from aero.eliminate.anneal import ActivationSchedule, Annealing, Ramp, StaticSchedule
 from aero.errors import AeroError
 
 Precision = Literal["fp32", "bf16"]
@@ -143,7 +143,6 @@ class Recipe:
             static=self.static,
             activation=self.activation,
             bound=self.bound,
-            growth=growth_for(self.model),
             power=self.power,
         )
 
