@@ -10,8 +10,10 @@
 ``straight`` is what the study's rows had until 2026-11-29. Static + bilinear, eight layers, 96 wide, T = 128, 300 steps
 of 2,048 tokens at a rate of 6e-3; otherwise as ``divergence.py`` trains. Written of the steps from the start of the
 norms' blend on: the largest gradient norm before clipping, the largest u of a token, how many steps had a gradient norm
-above 10; and of held-out text the loss, as the model is folded, and the largest logit. Runs that --json already holds
-are kept.
+above 10, how many a token with u above 4; and of held-out text the loss, as the model is folded, and the largest logit.
+--jolt multiplies the output matrix of the middle layer's feed-forward branch once, at 3/4 of the steps, when the norms
+are on their way to constants: tokens then stray as large models' do by themselves, and what brings them back shows.
+Runs that --json already holds are kept.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ from aero.eliminate.anneal import Annealing, Ramp, StaticSchedule
 from aero.eliminate.bounds import largest_logits
 from aero.files import write_json
 from aero.model import AeroConfig, AeroForCausalLM, attention, logits, static_norms
+from aero.model.norm import GUARD
 from divergence import Setting
 from stability_corpus import Corpus, batches, load_corpus
 
@@ -48,6 +51,7 @@ WAYS = ("free", "straight", "logarithm")
 GROWTH = Ramp(start=0.3, end=0.6)
 STRAIGHT_FROM = 0.75
 SPIKE = 10.0
+JOLTED_AT = 0.75
 
 
 def straight_excess(
@@ -96,7 +100,7 @@ def build(kind: str, setting: Setting, seed: int) -> AeroForCausalLM:
     return AeroForCausalLM(AeroConfig.of(config)).train()
 
 
-def train(kind: str, way: str, setting: Setting, corpus: Corpus, seed: int) -> dict[str, Any]:
+def train(kind: str, way: str, setting: Setting, corpus: Corpus, seed: int, jolt: float) -> dict[str, Any]:
     """One run; it stops at the first gradient that is not finite."""
     attention.logit_excess = straight_excess if way == "straight" else logits.logit_excess  # type: ignore[attr-defined]
     model, steps = build(kind, setting, seed), setting.steps
@@ -114,6 +118,11 @@ def train(kind: str, way: str, setting: Setting, corpus: Corpus, seed: int) -> d
             group["lr"] = peak * factor
         annealing.apply(model, step, steps)
         model.logit_strength = strength(way, kind, step, steps)
+        if step == round(JOLTED_AT * steps):
+            output = model.decoder.blocks()[setting.layers // 2].feedforward.output
+            assert output is not None
+            with torch.no_grad():
+                output.weight.mul_(jolt)
         windows = next(source).long()[:, : setting.context]
         model(input_ids=windows, labels=windows).loss.backward()
         strays.append(max(float(norm.largest) for _, norm in static_norms(model) if norm.largest is not None))
@@ -133,7 +142,9 @@ def train(kind: str, way: str, setting: Setting, corpus: Corpus, seed: int) -> d
         "largest_gradient_norm": divergence.rounded(max(norms[first:])),
         "spikes": sum(norm > SPIKE for norm in norms[first:]),
         "largest_u": divergence.rounded(max(strays[first:])),
+        "strays": sum(stray > GUARD for stray in strays[first:]),
         "gradient_norms": [divergence.rounded(norm) for norm in norms],
+        "largest_u_by_step": [divergence.rounded(stray) for stray in strays],
         "seconds": round(time.perf_counter() - began, 1),
     }
 
@@ -144,6 +155,7 @@ def main(argv: list[str], setting: Setting = SETTING) -> None:
     parser.add_argument("--kinds", default=",".join(BOUNDS), help="of attention, separated by commas")
     parser.add_argument("--ways", default=",".join(WAYS))
     parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--jolt", type=float, default=1.0, help="factor on one matrix at 3/4 of the steps")
     parser.add_argument("--megabytes", type=float, default=8.0, help="size of the corpus")
     parser.add_argument("--corpus", type=Path, help="file that keeps the tokens for the next run")
     parser.add_argument("--json", type=Path)
@@ -156,15 +168,18 @@ def main(argv: list[str], setting: Setting = SETTING) -> None:
     runs: list[dict[str, Any]] = []
     if arguments.json is not None and arguments.json.is_file():
         runs = json.loads(arguments.json.read_text(encoding="utf-8"))["runs"]
-    done = {(run["kind"], run["way"], run["seed"]) for run in runs}
+    jolt = arguments.jolt
+    done = {(run["kind"], run["way"], run["seed"], run.get("jolt", 1.0)) for run in runs}
     for seed in map(int, arguments.seeds.split(",")):
         for kind in kinds:
             for way in ways:
-                if (kind, way, seed) in done or (kind == "softmax" and way != "free"):
+                if (kind, way, seed, jolt) in done or (kind == "softmax" and way != "free"):
                     continue
-                result = train(kind, way, setting, corpus, seed)
-                runs.append({"kind": kind, "way": way, "seed": seed, "commit": provenance.commit(), **result})
-                figures = ", ".join(f"{name} {value}" for name, value in list(result.items())[1:6])
+                result = train(kind, way, setting, corpus, seed, jolt)
+                runs.append(
+                    {"kind": kind, "way": way, "seed": seed, "jolt": jolt, "commit": provenance.commit(), **result}
+                )
+                figures = ", ".join(f"{name} {value}" for name, value in list(result.items())[1:7])
                 print(f"{kind:<8} {way:<10} {seed}  {figures}", flush=True)
                 if arguments.json is not None:
                     write_json(arguments.json, report(setting, corpus, runs))

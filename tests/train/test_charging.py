@@ -64,6 +64,12 @@ def test_runs_are_kept_and_not_repeated(charging: Any, tmp_path: Path, capsys: p
     runs = json.loads(file.read_text())["runs"]
     assert runs[:3] == first
     assert [(run["kind"], run["way"]) for run in runs[3:]] == [("kernel", "logarithm")]
+    charging.main([*words, "--kinds", "kernel", "--ways", "free", "--jolt", "50"], small)
+    jolted = json.loads(file.read_text())["runs"][-1]
+    assert jolted["jolt"] == 50
+    # At step 8 of 10: the first step that can tell.
+    assert jolted["gradient_norms"][:8] == first[1]["gradient_norms"][:8]
+    assert jolted["gradient_norms"][8] > 2 * first[1]["gradient_norms"][8]
     with pytest.raises(SystemExit) as ended:
         charging.main([*words, "--ways", "cheap"], small)
     assert ended.value.code == 2
