@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import torch
 
+from aero.model.decoder import Decoder
+
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
@@ -229,3 +231,30 @@ def test_corpora_keep_their_facts(tiny: tuple[Any, Any, Path]) -> None:
     training, held_out = corpus.windows(16)
     assert training.shape[1] == held_out.shape[1] == 17
     assert torch.equal(training.flatten(), corpus.training[: training.numel()])
+
+
+def test_held_out_figures_do_not_depend_on_the_parts(
+    study: Any, tiny: tuple[Any, Any, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import study_train
+
+    scale, corpus, _ = tiny
+    base = next(run for run in study.plan(scale, []) if run.row == "static+bilinear+kernel" and run.context == 16)
+    config = base.config(scale)
+    torch.manual_seed(0)
+    model = Decoder(config)
+    with torch.no_grad():
+        for block in model.blocks():
+            assert block.attention.q is not None
+            block.attention.q.weight.mul_(20)
+    rows = corpus.windows(16)[1][:300]
+    monkeypatch.setattr(study_train, "PART_TOKENS", 16 * 37)
+    found = study_train.evaluate(model, config, rows, "cpu")
+    out = model.eval()(rows[:, :-1].long(), with_entropy=True, with_logits=True)
+    loss = torch.nn.functional.cross_entropy(out.logits.flatten(0, 1).double(), rows[:, 1:].long().flatten())
+    assert found["held_out_loss"] == pytest.approx(float(loss.detach()), rel=1e-6)
+    tops = [float(top.max()) for top in out.largest_logits or () if top is not None]
+    assert found["largest_logit_held_out"] == pytest.approx(max(tops), rel=1e-6)
+    # 128 sequences at least, in whole parts: 4 of 37.
+    entropies = torch.stack([layer[:148].double().mean((0, 2)) for layer in out.entropies or ()])
+    assert torch.tensor(found["head_entropy"]).double() == pytest.approx(entropies.detach(), abs=1e-4)
