@@ -154,7 +154,7 @@ def main(argv: list[str], setting: Setting = SETTING) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kinds", default=",".join(BOUNDS), help="of attention, separated by commas")
     parser.add_argument("--ways", default=",".join(WAYS))
-    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--seeds", type=seeds, default=[0, 1, 2], help="numbers, separated by commas")
     parser.add_argument("--jolt", type=float, default=1.0, help="factor on one matrix at 3/4 of the steps")
     parser.add_argument("--megabytes", type=float, default=8.0, help="size of the corpus")
     parser.add_argument("--corpus", type=Path, help="file that keeps the tokens for the next run")
@@ -170,7 +170,7 @@ def main(argv: list[str], setting: Setting = SETTING) -> None:
         runs = json.loads(arguments.json.read_text(encoding="utf-8"))["runs"]
     jolt = arguments.jolt
     done = {(run["kind"], run["way"], run["seed"], run.get("jolt", 1.0)) for run in runs}
-    for seed in map(int, arguments.seeds.split(",")):
+    for seed in arguments.seeds:
         for kind in kinds:
             for way in ways:
                 if (kind, way, seed, jolt) in done or (kind == "softmax" and way != "free"):
@@ -183,6 +183,11 @@ def main(argv: list[str], setting: Setting = SETTING) -> None:
                 print(f"{kind:<8} {way:<10} {seed}  {figures}", flush=True)
                 if arguments.json is not None:
                     write_json(arguments.json, report(setting, corpus, runs))
+
+
+def seeds(text: str) -> list[int]:
+    """Numbers, separated by commas. Raises ValueError."""
+    return [int(word) for word in text.split(",")]
 
 
 def named(parser: argparse.ArgumentParser, words: str, known: Sequence[str] | dict[str, Any]) -> list[str]:

@@ -74,3 +74,7 @@ def test_runs_are_kept_and_not_repeated(charging: Any, tmp_path: Path, capsys: p
         charging.main([*words, "--ways", "cheap"], small)
     assert ended.value.code == 2
     assert "'cheap' is not one of free, straight, logarithm" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        charging.main(["--seeds", "one"], small)
+    assert ended.value.code == 2
+    assert "invalid seeds value: 'one'" in capsys.readouterr().err
