@@ -7,7 +7,8 @@
                bound (a kernel's: 0.375); strength 0.1, for bounded attention growing to 3 between 30 % and 60 %
     logarithm  what ships: ln(|x| / start) of every query's largest logit
 
-``straight`` is what the study's rows had until 2026-11-29. Static + bilinear, eight layers, 96 wide, T = 128, 300 steps
+``straight`` is what the study's rows had until 2026-11-29; wide bounds are charged on a sample of every batch in both,
+as longer contexts were. Static + bilinear, eight layers, 96 wide, T = 128, 300 steps
 of 2,048 tokens at a rate of 6e-3; otherwise as ``divergence.py`` trains. Written of the steps from the start of the
 norms' blend on: the largest gradient norm before clipping, the largest u of a token, how many steps had a gradient norm
 above 10, how many a token with u above 4; and of held-out text the loss, as the model is folded, and the largest logit.
@@ -35,13 +36,14 @@ from torch import Tensor, nn
 import divergence
 from aero import provenance
 from aero.architecture import architecture
-from aero.config import CHARGED_FROM, LayerConfig, ModelConfig
+from aero.config import CHARGED_FROM
 from aero.eliminate.anneal import Annealing, Ramp, StaticSchedule
 from aero.eliminate.bounds import largest_logits
 from aero.files import write_json
 from aero.model import AeroConfig, AeroForCausalLM, attention, logits, static_norms
 from aero.model.norm import GUARD
 from divergence import Setting
+from stability import learning_rate
 from stability_corpus import Corpus, batches, load_corpus
 
 SETTING = Setting(8, 96, 128, 16, 300, 6e-3)
@@ -52,6 +54,8 @@ GROWTH = Ramp(start=0.3, end=0.6)
 STRAIGHT_FROM = 0.75
 SPIKE = 10.0
 JOLTED_AT = 0.75
+SMALLEST = 1.0
+"""Megabytes of a corpus."""
 
 
 def straight_excess(
@@ -83,18 +87,10 @@ def strength(way: str, kind: str, step: int, steps: int) -> float:
 def build(kind: str, setting: Setting, seed: int) -> AeroForCausalLM:
     """Static + bilinear with that attention."""
     torch.manual_seed(seed)
-    shape = ModelConfig(
-        vocab_size=divergence.VOCAB,
-        context=setting.context,
-        width=setting.width,
-        heads=divergence.HEADS,
-        kv_heads=divergence.HEADS,
-        head_size=setting.width // divergence.HEADS,
-        ffn_width=4 * setting.width,
-        layers=(LayerConfig(),) * setting.layers,
-    )
     bound = BOUNDS[kind]
-    config = architecture("static+bilinear" if bound is None else f"static+bilinear+{kind}", shape)
+    config = architecture(
+        "static+bilinear" if bound is None else f"static+bilinear+{kind}", divergence.shape_of(setting)
+    )
     if bound is not None:
         config = config.with_layers(lambda layer: replace(layer, logit_bound=bound))
     return AeroForCausalLM(AeroConfig.of(config)).train()
@@ -108,14 +104,13 @@ def train(kind: str, way: str, setting: Setting, corpus: Corpus, seed: int, jolt
     optimizer = divergence.optimizer_of(model, divergence.cure_named("shipped"), setting.learning_rate)
     peaks = [group["lr"] for group in optimizer.param_groups]
     source = batches(corpus.training, setting.batch, seed)
-    warm, first = max(1, round(divergence.WARM_UP * steps)), math.ceil(StaticSchedule().start * steps)
+    first = math.ceil(StaticSchedule().start * steps)
     norms: list[float] = []
     strays: list[float] = []
     began = time.perf_counter()
     for step in range(steps):
-        factor = (step + 1) / warm if step < warm else (steps - step) / (steps - warm)
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-            group["lr"] = peak * factor
+            group["lr"] = peak * learning_rate(step, steps)
         annealing.apply(model, step, steps)
         model.logit_strength = strength(way, kind, step, steps)
         if step == round(JOLTED_AT * steps):
@@ -139,9 +134,9 @@ def train(kind: str, way: str, setting: Setting, corpus: Corpus, seed: int, jolt
         "finished": whole,
         "held_out": divergence.evaluate(model, corpus, setting) if whole else None,
         "largest_logit_held_out": max((float(top.max()) for top in tops if top is not None), default=None),
-        "largest_gradient_norm": divergence.rounded(max(norms[first:])),
+        "largest_gradient_norm": divergence.rounded(max(norms[first:], default=math.nan)),
         "spikes": sum(norm > SPIKE for norm in norms[first:]),
-        "largest_u": divergence.rounded(max(strays[first:])),
+        "largest_u": divergence.rounded(max(strays[first:], default=math.nan)),
         "strays": sum(stray > GUARD for stray in strays[first:]),
         "gradient_norms": [divergence.rounded(norm) for norm in norms],
         "largest_u_by_step": [divergence.rounded(stray) for stray in strays],
@@ -162,14 +157,18 @@ def main(argv: list[str], setting: Setting = SETTING) -> None:
     arguments = parser.parse_args(argv)
     kinds, ways = named(parser, arguments.kinds, BOUNDS), named(parser, arguments.ways, WAYS)
     torch.set_num_threads(1)
+    jolt, runs = arguments.jolt, list[dict[str, Any]]()
+    try:
+        if arguments.json is not None and arguments.json.is_file():
+            runs = json.loads(arguments.json.read_text(encoding="utf-8"))["runs"]
+        done = {(run["kind"], run["way"], run["seed"], run.get("jolt", 1.0)) for run in runs}
+    except (ValueError, KeyError, TypeError):
+        parser.error(f"{arguments.json} is not a document of this program: name another file")
+    if not arguments.megabytes >= SMALLEST:
+        parser.error(f"the corpus must have {SMALLEST:g} megabytes at least, or nothing of it is held out")
     corpus = load_corpus(
         arguments.corpus, megabytes=arguments.megabytes, vocab_size=divergence.VOCAB, context=setting.context
     )
-    runs: list[dict[str, Any]] = []
-    if arguments.json is not None and arguments.json.is_file():
-        runs = json.loads(arguments.json.read_text(encoding="utf-8"))["runs"]
-    jolt = arguments.jolt
-    done = {(run["kind"], run["way"], run["seed"], run.get("jolt", 1.0)) for run in runs}
     for seed in arguments.seeds:
         for kind in kinds:
             for way in ways:

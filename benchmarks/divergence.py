@@ -221,10 +221,9 @@ def onsets(records: list[Figures], start: int) -> dict[str, dict[str, int]]:
 # --- training ---------------------------------------------------------------------------------------------------------
 
 
-def build(row: str, setting: Setting, cure: Cure, seed: int) -> AeroForCausalLM:
-    """The model of a run, its norms as the cure has them."""
-    torch.manual_seed(seed)
-    shape = ModelConfig(
+def shape_of(setting: Setting) -> ModelConfig:
+    """The shape of a setting's models."""
+    return ModelConfig(
         vocab_size=VOCAB,
         context=setting.context,
         width=setting.width,
@@ -234,7 +233,12 @@ def build(row: str, setting: Setting, cure: Cure, seed: int) -> AeroForCausalLM:
         ffn_width=4 * setting.width,
         layers=(LayerConfig(),) * setting.layers,
     )
-    config = architecture(row, shape)
+
+
+def build(row: str, setting: Setting, cure: Cure, seed: int) -> AeroForCausalLM:
+    """The model of a run, its norms as the cure has them."""
+    torch.manual_seed(seed)
+    config = architecture(row, shape_of(setting))
     model = AeroForCausalLM(AeroConfig.of(config.with_layers(lambda layer: replace(layer, scaled=cure.scaled)))).train()
     for _, norm in static_norms(model):
         if not cure.shipped:

@@ -24,7 +24,7 @@ def charging(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     import charging as module
 
     yield module
-    for name in ("charging", "divergence"):
+    for name in ("charging", "divergence", "stability"):
         sys.modules.pop(name, None)
 
 
@@ -78,3 +78,23 @@ def test_runs_are_kept_and_not_repeated(charging: Any, tmp_path: Path, capsys: p
         charging.main(["--seeds", "one"], small)
     assert ended.value.code == 2
     assert "invalid seeds value: 'one'" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        charging.main(["--megabytes", "0.3"], small)
+    assert ended.value.code == 2
+    assert "1 megabytes at least" in capsys.readouterr().err
+    for text in ("{", "[]", '{"runs": [{}]}'):
+        file.write_text(text)
+        with pytest.raises(SystemExit) as ended:
+            charging.main(words, small)
+        assert ended.value.code == 2
+        assert "is not a document of this program" in capsys.readouterr().err
+        assert file.read_text() == text
+
+
+def test_a_run_that_breaks_at_once_has_no_figures(
+    charging: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = charging.load_corpus(tmp_path / "c.npz", megabytes=2.0, vocab_size=1024, context=16)
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: float("nan"))
+    result = charging.train("bounded", "logarithm", charging.Setting(2, 16, 16, 4, 10, 1e-2), corpus, 0, 1.0)
+    assert (result["finished"], result["held_out"], result["largest_gradient_norm"]) == (False, None, None)
