@@ -42,8 +42,9 @@ def test_a_new_shaped_layer_is_the_identity() -> None:
         x = torch.randn(2, 7, 24, dtype=torch.float64)
         torch.testing.assert_close(attend(block.attention, x), x, rtol=0.0, atol=1e-12)
         assert block.attention.o is None
-        assert block.alpha is not None
-        assert block.alpha.item() == 10.0
+        assert block.alpha is None
+        assert block.gain is not None
+        assert block.gain.item() == pytest.approx(0.1)
 
 
 def test_what_a_simplified_block_is_made_of() -> None:

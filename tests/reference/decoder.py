@@ -43,7 +43,9 @@ def decoder_logits(
             branch = _feedforward(
                 own, layer, _norm(own, "feedforward_norm", layer.feedforward_norm, config, read, blend)
             )
-            out = out + branch / (own["alpha"] if layer.scaled else 1.0)
+            if layer.scaled:
+                branch = own["gain"] * branch if layer.shaped else branch / own["alpha"]
+            out = out + branch
         stream = out
     stream = _norm(weights, "final_norm", config.final_norm, config, stream, blend)
     head = weights["embedding.weight" if config.tie_embeddings else "head.weight"]

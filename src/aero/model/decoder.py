@@ -43,13 +43,17 @@ class Layer(nn.Module):
 
     Sequential:  s = x + attention(norm(x));  x_out = beta * s + feedforward(norm(s)) / alpha
     Parallel:    x_out = beta * (x + attention(norm(x))) + feedforward(norm(x)) / alpha
-    Without the skip around attention "x +" is not there: SAS and SAS-P of arXiv 2311.01906.
+    Without the skip around attention "x +" is not there: SAS and SAS-P of arXiv 2311.01906. Shaped layers have gain
+    times the branch in the place of its quotient by alpha, as that paper's code does: 1 / alpha of an alpha that starts
+    at 10 would take a hundred times as many steps to grow.
 
-    alpha, beta: scalar parameters, or None for 1. A dropped branch has neither a norm nor an alpha; its beta stays.
+    alpha, beta, gain: scalar parameters, or None for 1. A dropped branch has neither a norm nor an alpha or a gain; its
+        beta stays.
     """
 
     alpha: nn.Parameter | None
     beta: nn.Parameter | None
+    gain: nn.Parameter | None
 
     def __init__(self, config: ModelConfig, index: int) -> None:
         super().__init__()
@@ -62,10 +66,10 @@ class Layer(nn.Module):
         kind = "none" if self.dropped else layer.feedforward_norm
         self.feedforward_norm = make_norm(kind, config.width, config.norm_eps)
         self.feedforward = make_feedforward(config, layer)
-        alpha = nn.Parameter(torch.tensor(float(start_alpha(config)))) if layer.scaled and not self.dropped else None
-        beta = nn.Parameter(torch.tensor(float(config.beta_init))) if layer.scaled else None
-        self.register_parameter("alpha", alpha)
-        self.register_parameter("beta", beta)
+        start = float(start_alpha(config)) if layer.scaled and not self.dropped else None
+        self._scalar("alpha", None if layer.shaped else start)
+        self._scalar("gain", 1 / start if start is not None and layer.shaped else None)
+        self._scalar("beta", float(config.beta_init) if layer.scaled else None)
 
     def forward(
         self,
@@ -90,8 +94,12 @@ class Layer(nn.Module):
         out = stream if self.beta is None else self.beta * stream
         if not self.dropped:
             branch = self.feedforward(self.feedforward_norm(x if self.parallel else stream))
-            out = out + (branch if self.alpha is None else branch / self.alpha)
+            branch = branch if self.alpha is None else branch / self.alpha
+            out = out + (branch if self.gain is None else self.gain * branch)
         return out, heads
+
+    def _scalar(self, name: str, start: float | None) -> None:
+        self.register_parameter(name, None if start is None else nn.Parameter(torch.tensor(start)))
 
 
 class Decoder(nn.Module):

@@ -75,7 +75,7 @@ def initialise(decoder: Decoder) -> None:
                 nn.init.eye_(attention.v.weight)
         for linear in branch.linears():
             writes = linear is branch.output or linear is branch.fused
-            _fill(linear, shrunk if writes and block.alpha is None else config.init_std)
+            _fill(linear, shrunk if writes and not block.config.scaled else config.init_std)
 
 
 def constrain(decoder: Decoder) -> None:
