@@ -49,11 +49,11 @@ OTHERS = (
     "SAS(SM+ScFuFFN)",
     "SAS-P(SM+ScFuFFN)",
 )
-BEST = (BASELINE, "static+bilinear+bounded", "static+bilinear+kernel", "static+bilinear")
+BEST = (BASELINE, "static+bilinear+kernel", "static+bilinear")
 """The rows that are also trained with longer contexts and deeper."""
 UNREGULARISED = "SM(t)+ScFuFFN"
 """What the entropy regulariser's row is without it: trained like the rows that matter, at that row's rate."""
-STABLE = ("static+bilinear", "static+bilinear+bounded")
+STABLE = ("static+bilinear", "static+bilinear+kernel")
 STABLE_FACTORS = (0.5, 2.0)
 """Of the best learning rate, in the runs that join the three of each stable row in ``main``."""
 RATES = (2.5e-4, 5e-4, 1e-3, 2e-3)

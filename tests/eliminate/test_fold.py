@@ -195,3 +195,12 @@ def test_secrets_stay_out_of_the_representation() -> None:
 def test_the_folded_stream_has_unit_size() -> None:
     model = fold(Decoder(small(gpt2_tiny())))
     assert model.weights["embedding"].std() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(("row", "scale"), [("SM+ScFFN", "beta"), ("SAS(SM+LN+G)", "gain")])
+def test_a_scale_of_nothing_does_not_fold(row: str, scale: str) -> None:
+    decoder = disturbed(small(architecture(row, gpt2_tiny())))
+    with torch.no_grad():
+        getattr(decoder.blocks()[1], scale).zero_()
+    with pytest.raises(AeroError, match=r"layers\.1 scales its .* by 0.*train the model again"):
+        fold(decoder)

@@ -49,15 +49,15 @@ def test_the_plan_covers_the_study_and_no_name_is_twice(study: Any) -> None:
         "search": 28,
         "main": 24,
         "stability": 4,
-        "context": 24,
+        "context": 18,
         "cure": 6,
-        "deep": 4,
-        "long": 4,
+        "deep": 3,
+        "long": 3,
         "other": 21,
     }
     assert all((run.rate is None) == (run.phase not in ("search", "cure")) for run in runs)
     stable = [run for run in runs if run.phase == "stability"]
-    assert {(run.row, run.cut) for run in stable} == {("static+bilinear", 1), ("static+bilinear+bounded", 1)}
+    assert {(run.row, run.cut) for run in stable} == {("static+bilinear", 1), ("static+bilinear+kernel", 1)}
     for run in runs:
         assert run.config(study.SCALES["small"]).context == run.context
         tokens = {"search": 20, "cure": 20, "other": 20, "context": 42.5, "long": 250}.get(run.phase, 85)

@@ -175,7 +175,11 @@ class _Folding:
         """written: c of the stream that attention has left; in a parallel layer the branch reads the one before."""
         beta = 1.0 if layer.beta is None else layer.beta.item()
         alpha = 1.0 if layer.alpha is None else layer.alpha.item()
-        alpha = alpha if layer.gain is None else 1 / layer.gain.item()
+        if layer.gain is not None:
+            gain = layer.gain.item()
+            if abs(gain) < 1e-6:
+                raise AeroError(f"{prefix} scales its feed-forward branch by {gain:g}; train the model again.")
+            alpha = 1 / gain
         if abs(beta) < 1e-6:
             raise AeroError(f"{prefix} scales its residual stream by {beta:g}, which erases it; train the model again.")
         after = written * beta
