@@ -45,6 +45,9 @@ def test_a_new_shaped_layer_is_the_identity() -> None:
         assert block.alpha is None
         assert block.gain is not None
         assert block.gain.item() == pytest.approx(0.1)
+        # The gain is what keeps the branch small: its matrix starts as large as any.
+        assert block.feedforward.output is not None
+        assert float(block.feedforward.output.weight.detach().std()) == pytest.approx(0.02, rel=0.1)
 
 
 def test_what_a_simplified_block_is_made_of() -> None:

@@ -22,7 +22,7 @@ from aero.model.decoder import Decoder
 
 _STATIC: dict[Norm, Norm] = {"layernorm": "static", "rmsnorm": "static_rms"}
 
-_FRESH = re.compile(r"\.(constant|blend|updates|log_temperature|power_offset|alpha|beta|gain)$|^[a-z_.0-9]*\.slope$")
+_FRESH = re.compile(r"\.(constant|blend|updates|log_temperature|power_offset|alpha|beta)$|^[a-z_.0-9]*\.slope$")
 """Tensors that may start where a new model has them: they change a layer's kind and hold nothing that was learned."""
 
 _LOGITS = re.compile(r"layers\.(\d+)\.attention\.(q|k)\.(weight|bias|parametrizations\.weight\.original[01])$")
