@@ -68,7 +68,8 @@ class LayerConfig:
     attention_norm, feedforward_norm: the norm before each branch.
     feedforward: the feed-forward kind.
     temperature: learnable softmax temperature, one per head and query position (arXiv 2501.03489, section 4).
-    scaled: learnable output scaling, x_out = beta * x + ffn(x) / alpha (arXiv 2501.03489, equation 8).
+    scaled: learnable output scaling, x_out = beta * x + ffn(x) / alpha (arXiv 2501.03489, equation 8); a shaped layer
+        has gain * ffn(x), a gain that starts at 1 / alpha's start.
     weight_norm, spectral_norm: the linears that carry weight normalisation or spectral normalisation.
     attention: what turns logits into attention weights.
     logit_bound: with ``bounded`` attention every scaled logit s of the causal triangle stays within +-logit_bound, with
