@@ -147,6 +147,7 @@ def train(
         "perplexity": None,
         **figures,
         "operators": operators(config),
+        "logit_bounds": sorted({layer.logit_bound for layer in config.layers if layer.bounds_logits}),
         "curve": [[step, round(finite[step], 4)] for step in range(0, len(finite), every)],
         "largest_gradient_norm": max(norms[: len(finite)], default=None),
         "gradient_norms": [float(f"{norm:.3g}") for norm in norms[: len(finite)]],

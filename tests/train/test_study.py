@@ -111,6 +111,7 @@ def test_a_run_that_is_cut_off_goes_on_as_if_nothing_had_happened(
     for name in ("curve", "held_out_loss", "head_entropy", "largest_gradient_norm", "largest_u", "largest_u_held_out"):
         assert one[name] == other[name], name
     assert one["operators"] == {"bounded heads": 4, "bilinear": 2}
+    assert one["logit_bounds"] == [8.0]
     assert one["nan_step"] is None
     assert all(0 < u < 100 and norm in range(5) for _, u, norm in one["largest_u"])
     assert one["largest_u_held_out"] > 0
