@@ -1,8 +1,9 @@
 """Static norms without one of the things that hold them, and what their tokens do meanwhile: the evidence for them.
 
 ``study_plan.ABLATIONS`` names what can be left out, beside the scale of the embeddings: ``stray``, the token furthest
-out in the deviation; ``settle``, its late start; ``guard``; ``everything``, stray and guard, which leaves a mean over
-tokens in the loss and nothing else. ``aero.model.norm`` says what each is for.
+out in the deviation; ``settle``, its late start; ``guard``; ``repeats``, the rows of repeated words; ``everything``,
+stray, guard and repeats, which leaves a mean over tokens in the loss and nothing else. ``aero.model.norm`` and
+``aero.model.repeats`` say what each is for.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ def schedules_without(config: ModelConfig, without: str) -> Annealing:
         norms.GUARD = NO_GUARD
     if without == "settle":
         return Annealing(static=FromTheFirstStep())
+    if without in ("repeats", "everything"):
+        return Annealing(static=StaticSchedule(repeats=0.0))
     return schedules(config)
 
 
@@ -50,11 +53,18 @@ def largest_u(model: nn.Module) -> Tensor:
 
 @torch.no_grad()
 def largest_u_of_text(model: nn.Module, windows: Tensor, rows: int, device: str) -> float | None:
-    """The largest u over held-out windows [n, T + 1], ``rows`` at a time; None for a model without static norms.
+    """The largest u over windows [n, T + 1], ``rows`` at a time, as inference has it: no guard.
 
-    The norms measure in training only; with their blend at 1 they change nothing by it.
+    None for a model without static norms, and where a token is not finite. The norms measure in training only; with
+    their blend at 1 they change nothing by it.
     """
+    guards = [(norm, norm.stray_weight) for _, norm in static_norms(model)]
+    for norm, _ in guards:
+        norm.stray_weight = None
     model.train()
     worst = [largest_u(model)[0] for part in windows.split(rows) if model(part.to(device).long()[:, :-1]) is not None]
     model.eval()
-    return float(torch.stack(worst).max()) or None
+    for norm, weight in guards:
+        norm.stray_weight = weight
+    largest = float(torch.stack(worst).max())
+    return largest if 0 < largest < torch.inf else None

@@ -22,6 +22,7 @@ from aero.config import ModelConfig
 from aero.entropy import EntropyRegularizer, EntropyRegularizerConfig, bucket_shares, head_entropy, reachable_entropy
 from aero.files import write_json
 from aero.model.decoder import Decoder
+from aero.model.repeats import repeated_rows
 from stability import Row, cross_entropy, learning_rate, make_optimizer, penalty
 from study_ablation import largest_u, largest_u_of_text, schedules_without
 from study_corpus import StudyCorpus
@@ -31,6 +32,8 @@ EREG_STRENGTH = 1e-2
 HELD_OUT_TOKENS = 2_000_000
 U_TOKENS = 400_000
 """Tokens whose u is measured."""
+REPEATED = 2048
+"""Rows of repeated words whose u is measured."""
 ENTROPY_ROWS = 128
 """Sequences whose entropies are measured."""
 PART_TOKENS = 16384
@@ -91,10 +94,15 @@ def train(
         annealing.apply(model, step, steps)
         strength = annealing.logit_strength(step, steps)
         total = torch.zeros((), device=device)
+        generator = torch.Generator(device).manual_seed(run.seed * 2**32 + step)  # a run that goes on draws the same
         for rows in next(source).chunk(parts):
             windows, share = rows.to(device, non_blocking=True).long(), len(rows) / size
+            tokens = windows[:, :-1]
+            if annealing.static is not None and annealing.static.repeats > 0:
+                odd = repeated_rows(tokens, config.vocab_size, annealing.static.repeats, generator)
+                tokens = torch.cat([tokens, odd])
             with torch.autocast("cuda", torch.bfloat16) if compiled else nullcontext():
-                result = model(windows[:, :-1], with_entropy=regularizer is not None, with_logits=bounds)
+                result = model(tokens, with_entropy=regularizer is not None, with_logits=bounds).of_rows(len(windows))
                 loss = loss_of(result.logits, windows[:, 1:])
             objective = loss + penalty(model, result, annealing, strength)
             if regularizer is not None and result.entropies is not None:
@@ -132,7 +140,10 @@ def train(
     # Not compiled: the graphs would serve these few seconds only and take longer to build.
     with torch.compiler.set_stance("force_eager"):
         figures = evaluate(model, config, held_out, device) if nan_step is None else {}
-        stray = largest_u_of_text(model, held_out[: U_TOKENS // config.context], part_rows(config), device)
+        text = held_out[: U_TOKENS // config.context]
+        stray = largest_u_of_text(model, text, part_rows(config), device)
+        repeated = repeated_rows(text.long(), config.vocab_size, REPEATED / len(text))
+        far = largest_u_of_text(model, repeated, part_rows(config), device)
     finite = losses[: len(losses) if nan_step is None else nan_step]
     every = max(1, steps // 100)
     document = {
@@ -153,6 +164,7 @@ def train(
         "gradient_norms": [float(f"{norm:.3g}") for norm in norms[: len(finite)]],
         "largest_u": u_curve(largest, every, nan_step),
         "largest_u_held_out": stray if nan_step is None else None,
+        "largest_u_repeated": far if nan_step is None else None,
         "seconds": round(trained, 1),
         "device": torch.cuda.get_device_name() if compiled else "cpu",
         "corpus": asdict(corpus.facts),

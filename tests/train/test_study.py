@@ -50,7 +50,7 @@ def test_the_plan_covers_the_study_and_no_name_is_twice(study: Any) -> None:
         "main": 24,
         "stability": 4,
         "context": 18,
-        "cure": 6,
+        "cure": 7,
         "deep": 3,
         "long": 3,
         "other": 21,

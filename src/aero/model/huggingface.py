@@ -23,6 +23,7 @@ from aero.errors import AeroError
 from aero.model.decoder import Decoder
 from aero.model.logits import PENALTY_STRENGTH
 from aero.model.norm import static_deviation, sync_static
+from aero.model.repeats import repeated_rows
 
 
 class AeroConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
@@ -118,6 +119,8 @@ class AeroForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-unty
 
     logit_strength, deviation_strength: factors in the loss on ``DecoderOutput.logit_penalty`` and on the static norms'
         ``static_deviation``. They act in training only. A schedule (``aero.eliminate.anneal``) sets them.
+    repeats: the share of rows that join a batch in training for the sake of the deviation (``repeated_rows``). What is
+        returned is of the batch alone. A schedule sets it too.
     """
 
     config_class = AeroConfig
@@ -130,6 +133,7 @@ class AeroForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-unty
         self.decoder = Decoder(config.model_config)
         self.logit_strength = PENALTY_STRENGTH
         self.deviation_strength = 0.0
+        self.repeats = 0.0
         # Which names share a tensor depends on the choices (tied head, global slope), so it is found on the instance.
         self._tied_weights_keys = {f"decoder.{name}": f"decoder.{first}" for name, first in self.decoder.tied().items()}
         self._bounds_logits = any(layer.bounds_logits for layer in self.decoder.config.layers)
@@ -166,8 +170,13 @@ class AeroForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-unty
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         penalised = labels is not None and self.training and self._bounds_logits
+        tokens = input_ids
+        joined = labels is not None and self.training and self.repeats > 0 and self.deviation_strength > 0
+        if joined and input_ids is not None:
+            vocab_size = self.config.model_config.vocab_size
+            tokens = torch.cat([input_ids, repeated_rows(input_ids, vocab_size, self.repeats)])
         out = self.decoder(
-            input_ids,
+            tokens,
             embeddings=inputs_embeds,
             cache=past_key_values,
             with_entropy=output_entropies,
@@ -175,6 +184,8 @@ class AeroForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-unty
             with_states=bool(output_hidden_states),
             keep=0 if labels is not None else logits_to_keep,
         )
+        if input_ids is not None and tokens is not input_ids:
+            out = out.of_rows(len(input_ids))
         loss: Tensor | None = None
         if labels is not None:
             logits = out.logits[:, :-1].flatten(0, 1)
