@@ -100,7 +100,7 @@ def train(kind: str, way: str, setting: Setting, corpus: Corpus, seed: int, jolt
     """One run; it stops at the first gradient that is not finite."""
     attention.logit_excess = straight_excess if way == "straight" else logits.logit_excess  # type: ignore[attr-defined]
     model, steps = build(kind, setting, seed), setting.steps
-    annealing = Annealing(static=StaticSchedule())
+    annealing = Annealing(static=StaticSchedule(repeats=0.0))  # the charge alone
     optimizer = divergence.optimizer_of(model, divergence.cure_named("shipped"), setting.learning_rate)
     peaks = [group["lr"] for group in optimizer.param_groups]
     source = batches(corpus.training, setting.batch, seed)

@@ -77,7 +77,8 @@ class Cure:
     """What is changed. The defaults are the recipe as it was first published: arithmetic means, a blend of 1/sigma
     itself, a constant that stands still from the start of the blend on, nothing that holds sigma to it.
 
-    shipped: ``StaticNorm`` and ``StaticSchedule()`` as they are; the other fields but ``scaled`` then say nothing.
+    shipped: ``StaticNorm`` and ``StaticSchedule()`` as they are; the other fields but ``scaled`` then say nothing. No
+        run has the rows of repeated words, which ``repetition.py`` measures.
     geometric: blend of ln(1/sigma) in place of 1/sigma. logarithmic: the constant follows the mean of it.
     refresh: the constant follows until the norm is frozen.
     deviation: weight of the deviation in the loss; squared: it is ln(u)^2 instead of (u^2 - 1 - ln u^2) / 2.
@@ -263,9 +264,9 @@ def train(row: str, setting: Setting, cure: Cure, corpus: Corpus, seed: int, *, 
     """One run; it stops at the first loss or gradient that is not finite."""
     model = build(row, setting, cure, seed)
     schedule = (
-        StaticSchedule()
+        StaticSchedule(repeats=0.0)
         if cure.shipped
-        else StaticSchedule(end=cure.end, stagger=cure.stagger, deviation=cure.deviation)
+        else StaticSchedule(end=cure.end, stagger=cure.stagger, deviation=cure.deviation, repeats=0.0)
     )
     annealing, steps = Annealing(static=schedule), setting.steps
     optimizer = optimizer_of(model, cure, setting.learning_rate)

@@ -42,29 +42,10 @@ def schedules_without(config: ModelConfig, without: str) -> Annealing:
     return schedules(config)
 
 
-def largest_u(model: nn.Module) -> Tensor:
+def furthest_out(model: nn.Module) -> Tensor:
     """The largest u = c sigma of any token in the latest forward pass in training and the norm that had it: [2]."""
     found = [norm.largest for _, norm in static_norms(model) if norm.largest is not None]
     if not found:
         return torch.zeros(2, device=next(model.parameters()).device)
     value, index = torch.stack(found).max(0)
     return torch.stack([value, index.to(value.dtype)])
-
-
-@torch.no_grad()
-def largest_u_of_text(model: nn.Module, windows: Tensor, rows: int, device: str) -> float | None:
-    """The largest u over windows [n, T + 1], ``rows`` at a time, as inference has it: no guard.
-
-    None for a model without static norms, and where a token is not finite. The norms measure in training only; with
-    their blend at 1 they change nothing by it.
-    """
-    guards = [(norm, norm.stray_weight) for _, norm in static_norms(model)]
-    for norm, _ in guards:
-        norm.stray_weight = None
-    model.train()
-    worst = [largest_u(model)[0] for part in windows.split(rows) if model(part.to(device).long()[:, :-1]) is not None]
-    model.eval()
-    for norm, weight in guards:
-        norm.stray_weight = weight
-    largest = float(torch.stack(worst).max())
-    return largest if 0 < largest < torch.inf else None

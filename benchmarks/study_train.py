@@ -19,12 +19,13 @@ from torch import Tensor, nn
 
 from aero import provenance
 from aero.config import ModelConfig
+from aero.eliminate.strays import largest_u
 from aero.entropy import EntropyRegularizer, EntropyRegularizerConfig, bucket_shares, head_entropy, reachable_entropy
 from aero.files import write_json
 from aero.model.decoder import Decoder
 from aero.model.repeats import repeated_rows
 from stability import Row, cross_entropy, learning_rate, make_optimizer, penalty
-from study_ablation import largest_u, largest_u_of_text, schedules_without
+from study_ablation import furthest_out, schedules_without
 from study_corpus import StudyCorpus
 from study_plan import Run, Scale
 
@@ -100,9 +101,9 @@ def train(
             tokens = windows[:, :-1]
             if annealing.static is not None and annealing.static.repeats > 0:
                 odd = repeated_rows(tokens, config.vocab_size, annealing.static.repeats, generator)
-                tokens = torch.cat([tokens, odd])
+                tokens = torch.cat([odd, tokens])
             with torch.autocast("cuda", torch.bfloat16) if compiled else nullcontext():
-                result = model(tokens, with_entropy=regularizer is not None, with_logits=bounds).of_rows(len(windows))
+                result = model(tokens, with_entropy=regularizer is not None, with_logits=bounds).last_rows(len(windows))
                 loss = loss_of(result.logits, windows[:, 1:])
             objective = loss + penalty(model, result, annealing, strength)
             if regularizer is not None and result.entropies is not None:
@@ -112,7 +113,7 @@ def train(
         norm = nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        pending.append(torch.cat([torch.stack([total, norm.detach()]), largest_u(model)]))
+        pending.append(torch.cat([torch.stack([total, norm.detach()]), furthest_out(model)]))
         # Values come over ten at a time: each on its own would make the device wait.
         if len(pending) == 10 or step + 1 == steps or time.monotonic() > min(until, saved + save):
             values = torch.stack(pending).tolist()
@@ -140,10 +141,10 @@ def train(
     # Not compiled: the graphs would serve these few seconds only and take longer to build.
     with torch.compiler.set_stance("force_eager"):
         figures = evaluate(model, config, held_out, device) if nan_step is None else {}
-        text = held_out[: U_TOKENS // config.context]
-        stray = largest_u_of_text(model, text, part_rows(config), device)
-        repeated = repeated_rows(text.long(), config.vocab_size, REPEATED / len(text))
-        far = largest_u_of_text(model, repeated, part_rows(config), device)
+        text = held_out[: U_TOKENS // config.context, :-1].long()
+        repeated = repeated_rows(text, config.vocab_size, REPEATED / len(text), torch.Generator().manual_seed(run.seed))
+        strays = {"held_out": text, "repeated": repeated}
+        tops = {name: finite_top(largest_u(model, rows)) for name, rows in strays.items()} if nan_step is None else {}
     finite = losses[: len(losses) if nan_step is None else nan_step]
     every = max(1, steps // 100)
     document = {
@@ -163,8 +164,8 @@ def train(
         "largest_gradient_norm": max(norms[: len(finite)], default=None),
         "gradient_norms": [float(f"{norm:.3g}") for norm in norms[: len(finite)]],
         "largest_u": u_curve(largest, every, nan_step),
-        "largest_u_held_out": stray if nan_step is None else None,
-        "largest_u_repeated": far if nan_step is None else None,
+        "largest_u_held_out": tops.get("held_out"),
+        "largest_u_repeated": tops.get("repeated"),
         "seconds": round(trained, 1),
         "device": torch.cuda.get_device_name() if compiled else "cpu",
         "corpus": asdict(corpus.facts),
@@ -183,6 +184,12 @@ def u_curve(largest: list[list[float]], every: int, nan_step: int | None) -> lis
     return [
         [step, round(u, 3) if math.isfinite(u) else None, norm] for step in steps for u, norm in [largest[step]] if u
     ]
+
+
+def finite_top(tops: Tensor) -> float | None:
+    """Of all norms; None without any, and where a token is not finite."""
+    top = float(tops.max()) if len(tops) else math.inf
+    return top if math.isfinite(top) else None
 
 
 def ereg(config: ModelConfig) -> EntropyRegularizer:

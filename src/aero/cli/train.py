@@ -144,6 +144,9 @@ def print_result(result: TrainingResult, out: Path) -> None:
             bound = layer["logit_bound"]
             held = "" if max(tops) <= bound else ", beyond it: private inference would be wrong"
             table.add_row(f"largest logit, layer {index}", f"{max(tops):.2f} of {bound:g}{held}")
+    for text, top in (result.largest_u or {}).items():
+        far = "not finite" if top is None else f"{top:.2f}"
+        table.add_row(f"largest u, {text.replace('_', ' ')}", f"{far} (1 is a norm that is right)")
     if result.warning_step is not None:
         table.add_row("early warning", f"learning rate cut after step {result.warning_step}")
     console.print(table)

@@ -59,8 +59,8 @@ class StaticSchedule(Ramp):
     settle: until then the deviation is a mean over tokens alone; from ``start`` on it also holds the token furthest
         out, with a weight that is linear between. From the first step on that would cost what a model learns fastest;
         with the blend it would come too late. In [0, start).
-    repeats: so many rows for each row of text join every batch, on which nothing but the deviation is held: words said
-        over and over (``aero.model.repeats``). In [0, 1].
+    repeats: so many rows for each row of text join every batch, on which the deviation and the logits are held and
+        nothing is learned: words said over and over (``aero.model.repeats``). In [0, 1].
     """
 
     start: float = 0.35

@@ -37,13 +37,13 @@ class DecoderOutput(NamedTuple):
     largest_logits: tuple[Tensor | None, ...] | None = None
     states: tuple[Tensor, ...] | None = None
 
-    def of_rows(self, count: int) -> DecoderOutput:
-        """The same of the first ``count`` rows alone; the penalty and the largest logits stay those of all rows."""
+    def last_rows(self, count: int) -> DecoderOutput:
+        """The same of the last ``count`` rows alone; the penalty and the largest logits stay those of all rows."""
         return self._replace(
-            logits=self.logits[:count],
-            entropies=None if self.entropies is None else tuple(each[:count] for each in self.entropies),
-            stream=self.stream[:count],
-            states=None if self.states is None else tuple(each[:count] for each in self.states),
+            logits=self.logits[-count:],
+            entropies=None if self.entropies is None else tuple(each[-count:] for each in self.entropies),
+            stream=self.stream[-count:],
+            states=None if self.states is None else tuple(each[-count:] for each in self.states),
         )
 
 

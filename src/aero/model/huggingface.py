@@ -119,8 +119,9 @@ class AeroForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-unty
 
     logit_strength, deviation_strength: factors in the loss on ``DecoderOutput.logit_penalty`` and on the static norms'
         ``static_deviation``. They act in training only. A schedule (``aero.eliminate.anneal``) sets them.
-    repeats: the share of rows that join a batch in training for the sake of the deviation (``repeated_rows``). What is
-        returned is of the batch alone. A schedule sets it too.
+    repeats: the share of rows that join a batch in training for the sake of the deviation and of the logits' penalty
+        (``repeated_rows``); they come first, so that they are in every sample of a batch. What is returned is of the
+        batch alone. A schedule sets it too.
     """
 
     config_class = AeroConfig
@@ -174,7 +175,7 @@ class AeroForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-unty
         joined = labels is not None and self.training and self.repeats > 0 and self.deviation_strength > 0
         if joined and input_ids is not None:
             vocab_size = self.config.model_config.vocab_size
-            tokens = torch.cat([input_ids, repeated_rows(input_ids, vocab_size, self.repeats)])
+            tokens = torch.cat([repeated_rows(input_ids, vocab_size, self.repeats), input_ids])
         out = self.decoder(
             tokens,
             embeddings=inputs_embeds,
@@ -185,7 +186,7 @@ class AeroForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-unty
             keep=0 if labels is not None else logits_to_keep,
         )
         if input_ids is not None and tokens is not input_ids:
-            out = out.of_rows(len(input_ids))
+            out = out.last_rows(len(input_ids))
         loss: Tensor | None = None
         if labels is not None:
             logits = out.logits[:, :-1].flatten(0, 1)

@@ -3,7 +3,8 @@
 Attention over keys that are all alike adds up what it otherwise averages out, in every layer again. A norm would divide
 that away. A static norm passes it on to a bilinear branch, which squares it, so that a model whose u stays below 3 on
 all held-out text can meet a line of dashes with u = 15, and, deeper, with numbers that are not finite. A few such rows
-beside every batch of training, on which nothing but the deviation is held, keep it from that (docs/training.md).
+beside every batch of training, on which the deviation and the logits are held and nothing is learned, keep it from that
+(docs/training.md).
 """
 
 from __future__ import annotations

@@ -49,6 +49,8 @@ class TrainingResult:
     head_entropy: mean attention entropy in nats of every head, [L][H], on held-out files (packages if there are none).
     verdict: what ``aero.entropy.verdict`` says of these entropies.
     largest_logits: on the same text, the largest |attention logit| of every head in layers that bound them, else None.
+    largest_u: how far tokens stray in static norms (``aero.eliminate.strays``), on the same text ("held_out") and on as
+        many rows of repeated words ("repeated"); None where it is not finite, and None without static norms.
     warning_step: after how many steps the early warning cut the learning rate; None if it did not.
     best: step and perplexity of an earlier checkpoint that was better than the finished model, kept in the folder
         ``best``; None if none was. Measured on the first held-out split, from where the model has its final form.
@@ -68,6 +70,7 @@ class TrainingResult:
     head_entropy: list[list[float]] | None
     verdict: str | None
     largest_logits: list[list[float] | None] | None = None
+    largest_u: dict[str, float | None] | None = None
     warning_step: int | None = None
     best: dict[str, float] | None = None
     tokens_per_second: float | None = None
@@ -312,8 +315,13 @@ def _figures(
     model: AeroForCausalLM, recipe: Recipe, sequences: dict[Split, Sequences], progress: Progress
 ) -> dict[str, Any]:
     """Perplexity on every held-out split; head entropies and attention logits on the last that is not empty."""
+    import numpy as np
+    import torch
+
     from aero.eliminate.bounds import largest_logits
+    from aero.eliminate.strays import largest_u
     from aero.entropy import verdict
+    from aero.model.repeats import repeated_rows
     from aero.train.evaluate import evaluate_entropies, evaluate_perplexity, spread
 
     task = progress.add_task("Evaluating", total=len(HELD_OUT) + 1)
@@ -335,6 +343,14 @@ def _figures(
         if any(layer.bounds_logits for layer in recipe.model.layers):
             tops = largest_logits(model.decoder, text)
             figures["largest_logits"] = [None if top is None else top.tolist() for top in tops]
+        if recipe.static is not None:
+            rows = torch.from_numpy(text.astype(np.int64))
+            repeated = repeated_rows(rows, recipe.model.vocab_size, 1.0, torch.Generator().manual_seed(recipe.seed))
+            far = {
+                "held_out": float(largest_u(model, rows).max()),
+                "repeated": float(largest_u(model, repeated).max()),
+            }
+            figures["largest_u"] = {name: top if math.isfinite(top) else None for name, top in far.items()}
     progress.remove_task(task)
     return figures
 

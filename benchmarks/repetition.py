@@ -1,0 +1,166 @@
+"""What words that are said over and over do to models with static norms, and rows of them in training against it.
+
+    PYTHONPATH=src python benchmarks/repetition.py --corpus runs/repetition.npz --seeds 0,1 --json out.json
+    PYTHONPATH=src python benchmarks/repetition.py --model models/aero-code-small --json out.json
+
+Static + bilinear with softmax and with kernel attention, eight layers, 96 wide, T = 256, 300 steps of 2,048 tokens at a
+rate of 6e-3, otherwise as ``divergence.py`` trains; without and with repeated rows beside every batch (one for eight
+rows of text). Of each model, as it is folded: the held-out loss, and the largest u of a token in any norm
+
+    held out   on held-out text
+    tokens     on rows of one token each, every token of the vocabulary once
+    words      on 1,024 rows of words of up to 16 tokens, drawn as in training from another seed
+
+and how many of a thousand such rows have a u above 4, which no token leaves a norm with in training. --model measures a
+trained model instead; its words are drawn from its vocabulary alone. Runs that --json already holds are kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shlex
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import charging
+import divergence
+from aero import provenance
+from aero.eliminate.anneal import Annealing, StaticSchedule
+from aero.eliminate.strays import largest_u
+from aero.files import write_json
+from aero.model import load_pretrained
+from aero.model.norm import GUARD
+from aero.model.repeats import repeated_rows
+from divergence import Setting
+from stability import learning_rate
+from stability_corpus import Corpus, batches, load_corpus
+
+SETTING = Setting(8, 96, 256, 8, 300, 6e-3)
+SHARES = (0.0, StaticSchedule().repeats)
+KINDS = ("softmax", "kernel")
+WORDS = 1024
+"""Rows of words that are measured."""
+OTHER_SEED = 1000
+
+
+def train(kind: str, share: float, setting: Setting, corpus: Corpus, seed: int) -> dict[str, Any]:
+    """One run and its figures; it stops at the first gradient that is not finite."""
+    model, steps = charging.build(kind, setting, seed), setting.steps
+    annealing = Annealing(static=StaticSchedule(repeats=share))
+    optimizer = divergence.optimizer_of(model, divergence.cure_named("shipped"), setting.learning_rate)
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    source = batches(corpus.training, setting.batch, seed)
+    norms: list[float] = []
+    began = time.perf_counter()
+    for step in range(steps):
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            group["lr"] = peak * learning_rate(step, steps)
+        annealing.apply(model, step, steps)
+        windows = next(source).long()[:, : setting.context]
+        model(input_ids=windows, labels=windows).loss.backward()
+        norms.append(float(nn.utils.clip_grad_norm_(model.parameters(), 1.0)))
+        if not math.isfinite(norms[-1]):
+            return {"finished": False}
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    annealing.apply(model, steps, steps)
+    seconds = round(time.perf_counter() - began, 1)
+    text = corpus.held_out[:, : setting.context].long()
+    return {
+        "finished": True,
+        "held_out": divergence.evaluate(model, corpus, setting),
+        "largest_u": {"held_out": top(model, text), **of_repetition(model, text, divergence.VOCAB)},
+        "words_beyond_guard": beyond(model, words_of(text, divergence.VOCAB)),
+        "seconds": seconds,
+    }
+
+
+def words_of(text: Tensor, vocab_size: int) -> Tensor:
+    """Rows that no training has drawn."""
+    return repeated_rows(text, vocab_size, WORDS / len(text), torch.Generator().manual_seed(OTHER_SEED))
+
+
+def of_repetition(model: nn.Module, text: Tensor, vocab_size: int) -> dict[str, float | None]:
+    """The largest u on rows of one token each and on rows of words; text [N, T]."""
+    tokens = torch.arange(vocab_size)[:, None].expand(-1, text.shape[1])
+    return {"tokens": top(model, tokens), "words": top(model, words_of(text, vocab_size))}
+
+
+def top(model: nn.Module, rows: Tensor) -> float | None:
+    """The largest u of all norms; None where it is not finite."""
+    return divergence.rounded(float(largest_u(model, rows).max()))
+
+
+def beyond(model: nn.Module, rows: Tensor) -> float:
+    """How many of a thousand rows have a u above what training lets through."""
+    return 1000 * sum(float(largest_u(model, row[None]).max()) > GUARD for row in rows) / len(rows)
+
+
+def measured(folder: Path) -> dict[str, Any]:
+    """The figures of a trained model, whose text is drawn from its vocabulary."""
+    model = load_pretrained(folder)
+    config = model.config.model_config
+    drawn = torch.randint(config.vocab_size, (256, config.context), generator=torch.Generator().manual_seed(0))
+    return {
+        "model": folder.name,
+        "largest_u": {"drawn": top(model, drawn), **of_repetition(model, drawn, config.vocab_size)},
+        "words_beyond_guard": beyond(model, words_of(drawn, config.vocab_size)),
+    }
+
+
+def main(argv: list[str], setting: Setting = SETTING) -> None:
+    """Train and measure what is missing; print a line each and write them all."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kinds", default=",".join(KINDS), help="of attention, separated by commas")
+    parser.add_argument("--seeds", type=charging.seeds, default=[0, 1], help="numbers, separated by commas")
+    parser.add_argument("--megabytes", type=float, default=8.0, help="size of the corpus")
+    parser.add_argument("--corpus", type=Path, help="file that keeps the tokens for the next run")
+    parser.add_argument("--model", type=Path, help="folder of a trained model, measured in the place of training any")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    head = {
+        "program": "benchmarks/repetition.py",
+        "command": "python " + " ".join(shlex.quote(word) for word in sys.argv),
+        "commit": provenance.commit(),
+        "date": provenance.now(),
+        "machine": provenance.machine(),
+    }
+    if arguments.model is not None:
+        result = measured(arguments.model)
+        print(result, flush=True)
+        if arguments.json is not None:
+            write_json(arguments.json, {**head, **result})
+        return
+    kinds, runs = charging.named(parser, arguments.kinds, KINDS), list[dict[str, Any]]()
+    try:
+        if arguments.json is not None and arguments.json.is_file():
+            runs = json.loads(arguments.json.read_text(encoding="utf-8"))["runs"]
+        done = {(run["kind"], run["share"], run["seed"]) for run in runs}
+    except (ValueError, KeyError, TypeError):
+        parser.error(f"{arguments.json} is not a document of this program: name another file")
+    corpus = load_corpus(
+        arguments.corpus, megabytes=arguments.megabytes, vocab_size=divergence.VOCAB, context=setting.context
+    )
+    for seed in arguments.seeds:
+        for kind in kinds:
+            for share in SHARES:
+                if (kind, share, seed) in done:
+                    continue
+                result = train(kind, share, setting, corpus, seed)
+                runs.append({"kind": kind, "share": share, "seed": seed, "commit": provenance.commit(), **result})
+                print(kind, share, seed, result, flush=True)
+                if arguments.json is not None:
+                    write_json(arguments.json, {**head, "setting": asdict(setting), "runs": runs})
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,70 @@
+"""The program that measures repeated words: a small run of each kind, and a trained model."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from aero.architecture import architecture
+from aero.config import LayerConfig, ModelConfig
+from aero.eliminate.strays import largest_u
+from aero.model import AeroConfig, AeroForCausalLM
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def repetition(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The program as a module."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import repetition as module
+
+    monkeypatch.setattr(module, "WORDS", 8)
+    yield module
+    for name in ("repetition", "charging", "divergence", "stability"):
+        sys.modules.pop(name, None)
+
+
+def test_runs_are_kept_and_not_repeated(repetition: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "out.json"
+    small = repetition.Setting(2, 16, 16, 4, 10, 1e-2)
+    words = ["--corpus", str(tmp_path / "c.npz"), "--megabytes", "2", "--json", str(file), "--seeds", "0"]
+    repetition.main(words, small)
+    runs = json.loads(file.read_text())["runs"]
+    assert [(run["kind"], run["share"]) for run in runs] == [
+        ("softmax", 0.0),
+        ("softmax", 1 / 32),
+        ("kernel", 0.0),
+        ("kernel", 1 / 32),
+    ]
+    assert all(run["finished"] and set(run["largest_u"]) == {"held_out", "tokens", "words"} for run in runs)
+    assert runs[0]["held_out"] != runs[1]["held_out"]
+    capsys.readouterr()
+    repetition.main(words, small)
+    assert capsys.readouterr().out == ""
+    file.write_text("[]")
+    with pytest.raises(SystemExit) as stop:
+        repetition.main(words, small)
+    assert stop.value.code == 2
+    assert "is not a document of this program" in capsys.readouterr().err
+
+
+def test_a_trained_model_is_measured(repetition: Any, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    shape = ModelConfig(
+        vocab_size=32, context=16, width=16, heads=2, kv_heads=2, head_size=8, ffn_width=24, layers=(LayerConfig(),) * 2
+    )
+    model = AeroForCausalLM(AeroConfig.of(architecture("static+bilinear", shape)))
+    model.save_pretrained(tmp_path / "model")
+    repetition.main(["--model", str(tmp_path / "model"), "--json", str(tmp_path / "out.json")])
+    found = json.loads((tmp_path / "out.json").read_text())
+    rows = torch.arange(32)[:, None].expand(-1, 16)
+    assert found["largest_u"]["tokens"] == pytest.approx(float(largest_u(model, rows).max()), rel=1e-3)
+    assert found["words_beyond_guard"] in [1000 * count / 8 for count in range(9)]
+    assert found["model"] == "model"
