@@ -397,7 +397,7 @@ def test_training_charges_a_sample_of_wide_bounds(kind: str, sampled: bool) -> N
         torch.testing.assert_close(one, other)
 
 
-@pytest.mark.parametrize(("kind", "bound", "start"), [("kernel", 64, 24), ("power", 128, 80), ("bounded", 8, 5)])
+@pytest.mark.parametrize(("kind", "bound", "start"), [("kernel", 256, 96), ("power", 128, 80), ("bounded", 8, 5)])
 def test_from_where_our_rows_are_charged(kind: str, bound: float, start: float) -> None:
     layer = architecture(f"static+bilinear+{kind}", gpt()).layers[0]
     assert (layer.logit_bound, layer.charged_from) == (bound, start)
