@@ -101,7 +101,7 @@ def top(model: nn.Module, rows: Tensor) -> float | None:
 
 def beyond(model: nn.Module, rows: Tensor) -> float:
     """How many of a thousand rows have a u above what training lets through."""
-    return 1000 * sum(float(largest_u(model, row[None]).max()) > GUARD for row in rows) / len(rows)
+    return 1000 * float((largest_u(model, rows).amax(-1) > GUARD).double().mean())
 
 
 def measured(folder: Path) -> dict[str, Any]:

@@ -188,7 +188,7 @@ def u_curve(largest: list[list[float]], every: int, nan_step: int | None) -> lis
 
 def finite_top(tops: Tensor) -> float | None:
     """Of all norms; None without any, and where a token is not finite."""
-    top = float(tops.max()) if len(tops) else math.inf
+    top = float(tops.max()) if tops.numel() else math.inf
     return top if math.isfinite(top) else None
 
 

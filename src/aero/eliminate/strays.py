@@ -15,10 +15,10 @@ PART = 2**14
 
 @torch.no_grad()
 def largest_u(model: nn.Module, rows: Tensor) -> Tensor:
-    """The largest u = c sigma of a token in every static norm of ``model``, in order: [norms], float64, on the CPU.
+    """The largest u = c sigma of a token of every row in every static norm of ``model``: [N, norms], float64.
 
     rows: token ids [N, T], T up to the context; each is read on its own, in evaluation, without what training holds
-    tokens by. A u that is not a number counts as infinite. [0] for a model without static norms.
+    tokens by. A u that is not a number counts as infinite. [N, 0] for a model without static norms.
     """
     found: list[Tensor] = []
 
@@ -27,22 +27,21 @@ def largest_u(model: nn.Module, rows: Tensor) -> Tensor:
         wide = inputs[0].double()
         if norm.centred:
             wide = wide - wide.mean(-1, keepdim=True)
-        u = wide.square().mean(-1).sqrt().amax() * norm.constant.double()
+        u = wide.square().mean(-1).sqrt().amax(-1) * norm.constant.double()
         found.append(u.nan_to_num(nan=torch.inf))
 
     norms = [norm for _, norm in static_norms(model)]
     device, training = next(model.parameters()).device, model.training
     hooks = [norm.register_forward_hook(measure) for norm in norms]
     model.eval()
-    tops = torch.zeros(len(norms), dtype=torch.float64)
+    tops: list[Tensor] = []
     try:
         for part in torch.split(rows, max(1, PART // rows.shape[1])):
             found.clear()
             model(part.to(device).long())
-            if found:
-                tops = torch.maximum(tops, torch.stack(found).cpu())
+            tops.append(torch.stack(found, -1).cpu() if found else torch.zeros(len(part), 0, dtype=torch.float64))
     finally:
         model.train(training)
         for hook in hooks:
             hook.remove()
-    return tops
+    return torch.cat(tops)
