@@ -8,7 +8,7 @@ rate of 6e-3, otherwise as ``divergence.py`` trains; without and with repeated r
 rows of text). Of each model, as it is folded: the held-out loss, and the largest u of a token in any norm
 
     held out   on held-out text
-    tokens     on rows of one token each, every token of the vocabulary once
+    tokens     on rows of one token each: 1,024 tokens, the whole vocabulary of the small models
     words      on 1,024 rows of words of up to 16 tokens, drawn as in training from another seed
 
 and how many of a thousand such rows have a u above 4, which no token leaves a norm with in training. --model measures a
@@ -48,6 +48,8 @@ SHARES = (0.0, StaticSchedule().repeats)
 KINDS = ("softmax", "kernel")
 WORDS = 1024
 """Rows of words that are measured."""
+TOKENS = 1024
+"""Rows of one token at most."""
 OTHER_SEED = 1000
 
 
@@ -90,7 +92,7 @@ def words_of(text: Tensor, vocab_size: int) -> Tensor:
 
 def of_repetition(model: nn.Module, text: Tensor, vocab_size: int) -> dict[str, float | None]:
     """The largest u on rows of one token each and on rows of words; text [N, T]."""
-    tokens = torch.arange(vocab_size)[:, None].expand(-1, text.shape[1])
+    tokens = torch.arange(0, vocab_size, -(-vocab_size // TOKENS))[:, None].expand(-1, text.shape[1])
     return {"tokens": top(model, tokens), "words": top(model, words_of(text, vocab_size))}
 
 
