@@ -12,7 +12,9 @@ rows of text). Of each model, as it is folded: the held-out loss, and the larges
     words      on 1,024 rows of words of up to 16 tokens, drawn as in training from another seed
 
 and how many of a thousand such rows have a u above 4, which no token leaves a norm with in training. --model measures a
-trained model instead; its words are drawn from its vocabulary alone. Runs that --json already holds are kept.
+trained model instead; its words are drawn from its vocabulary alone, and rows of one token from its farthest on are
+answered in the arithmetic of private inference as well (aby3, emulated): the largest error of a logit, and the share of
+positions with the same likeliest token. Runs that --json already holds are kept.
 """
 
 from __future__ import annotations
@@ -27,18 +29,23 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 import charging
 import divergence
 from aero import provenance
+from aero.eliminate import plain
 from aero.eliminate.anneal import Annealing, StaticSchedule
+from aero.eliminate.source import folded
 from aero.eliminate.strays import largest_u
 from aero.files import write_json
 from aero.model import load_pretrained
 from aero.model.norm import GUARD
 from aero.model.repeats import repeated_rows
+from aero.private.emulator.emulate import Emulator, Settings, truncation_of
+from aero.private.protocols import protocol_named
 from divergence import Setting
 from stability import learning_rate
 from stability_corpus import Corpus, batches, load_corpus
@@ -50,6 +57,8 @@ WORDS = 1024
 """Rows of words that are measured."""
 TOKENS = 1024
 """Rows of one token at most."""
+RANKS = (0, 1, 2, 4, 7, 11, 17, 24, 39, 59, 89, 200, 500)
+"""Of the rows of one token, by how far they stray: those that are answered privately."""
 OTHER_SEED = 1000
 
 
@@ -92,8 +101,13 @@ def words_of(text: Tensor, vocab_size: int) -> Tensor:
 
 def of_repetition(model: nn.Module, text: Tensor, vocab_size: int) -> dict[str, float | None]:
     """The largest u on rows of one token each and on rows of words; text [N, T]."""
-    tokens = torch.arange(0, vocab_size, -(-vocab_size // TOKENS))[:, None].expand(-1, text.shape[1])
+    tokens = of_one_token(vocab_size, text.shape[1])
     return {"tokens": top(model, tokens), "words": top(model, words_of(text, vocab_size))}
+
+
+def of_one_token(vocab_size: int, context: int) -> Tensor:
+    """Rows of one token each, for tokens from all over the vocabulary."""
+    return torch.arange(0, vocab_size, -(-vocab_size // TOKENS))[:, None].repeat(1, context)
 
 
 def top(model: nn.Module, rows: Tensor) -> float | None:
@@ -106,6 +120,27 @@ def beyond(model: nn.Module, rows: Tensor) -> float:
     return 1000 * float((largest_u(model, rows).amax(-1) > GUARD).double().mean())
 
 
+def privately(folder: Path, model: nn.Module, rows: Tensor) -> list[dict[str, float]]:
+    """What private inference makes of the rows with those ``RANKS``, against double precision."""
+    tops = largest_u(model, rows).amax(-1)
+    chosen = tops.argsort(descending=True)[[rank for rank in RANKS if rank < len(rows)]]
+    program = folded(str(folder), seed=0)
+    settings = Settings(truncation=truncation_of(protocol_named("aby3")), seed=0)
+    tokens = rows[chosen].numpy()
+    found = []
+    for top, row, logits in zip(tops[chosen].tolist(), tokens, Emulator(program, settings).logits(tokens), strict=True):
+        exact = plain.logits(program, row)
+        found.append(
+            {
+                "largest_u": top,
+                "largest_logit": float(np.abs(exact).max()),
+                "largest_error": float(np.abs(logits - exact).max()),
+                "same_choice": float(np.mean(logits.argmax(1) == exact.argmax(1))),
+            }
+        )
+    return found
+
+
 def measured(folder: Path) -> dict[str, Any]:
     """The figures of a trained model, whose text is drawn from its vocabulary."""
     model = load_pretrained(folder)
@@ -115,6 +150,8 @@ def measured(folder: Path) -> dict[str, Any]:
         "model": folder.name,
         "largest_u": {"drawn": top(model, drawn), **of_repetition(model, drawn, config.vocab_size)},
         "words_beyond_guard": beyond(model, words_of(drawn, config.vocab_size)),
+        "tokens_beyond_guard": beyond(model, of_one_token(config.vocab_size, config.context)),
+        "privately": privately(folder, model, of_one_token(config.vocab_size, config.context)),
     }
 
 

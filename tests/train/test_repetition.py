@@ -14,7 +14,7 @@ import torch
 from aero.architecture import architecture
 from aero.config import LayerConfig, ModelConfig
 from aero.eliminate.strays import largest_u
-from aero.model import AeroConfig, AeroForCausalLM
+from aero.model import AeroConfig, AeroForCausalLM, set_static_blend
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
@@ -61,6 +61,7 @@ def test_a_trained_model_is_measured(repetition: Any, tmp_path: Path) -> None:
         vocab_size=32, context=16, width=16, heads=2, kv_heads=2, head_size=8, ffn_width=24, layers=(LayerConfig(),) * 2
     )
     model = AeroForCausalLM(AeroConfig.of(architecture("static+bilinear", shape)))
+    set_static_blend(model, 1.0)
     model.save_pretrained(tmp_path / "model")
     repetition.main(["--model", str(tmp_path / "model"), "--json", str(tmp_path / "out.json")])
     found = json.loads((tmp_path / "out.json").read_text())
@@ -68,3 +69,7 @@ def test_a_trained_model_is_measured(repetition: Any, tmp_path: Path) -> None:
     assert found["largest_u"]["tokens"] == pytest.approx(float(largest_u(model, rows).max()), rel=1e-3)
     assert found["words_beyond_guard"] in [1000 * count / 8 for count in range(9)]
     assert found["model"] == "model"
+    private = found["privately"]
+    assert len(private) == sum(rank < 32 for rank in repetition.RANKS)
+    assert private[0]["largest_u"] == pytest.approx(found["largest_u"]["tokens"], rel=1e-3)
+    assert all(0 < entry["largest_error"] < 0.01 for entry in private)
