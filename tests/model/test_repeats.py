@@ -84,6 +84,15 @@ def test_the_deviation_sees_the_repeated_rows_and_the_loss_of_words_does_not() -
     assert float(loss.detach()) > float(alone.detach())
 
 
+def test_repeated_rows_come_first_where_every_sample_of_a_batch_begins() -> None:
+    tokens = torch.randint(64, (3, 32), generator=torch.Generator().manual_seed(2))
+    model, given = build(1.0), list[torch.Tensor]()
+    model.decoder.embedding.register_forward_hook(lambda _module, inputs, _output: given.append(inputs[0]))
+    model(input_ids=tokens, labels=tokens)
+    assert torch.equal(given[0][3:], tokens)
+    assert all(period(row) <= 16 for row in given[0][:3].tolist())
+
+
 @pytest.mark.parametrize("share", [-0.1, 1.5])
 def test_a_share_that_is_none_is_refused(share: float) -> None:
     with pytest.raises(ValueError, match="repeated rows"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,14 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from aero.architecture import architecture
+from aero.cli.train import print_result
 from aero.config import LayerConfig, ModelConfig
 from aero.eliminate.anneal import StaticSchedule
+from aero.eliminate.strays import largest_u
 from aero.entropy import EntropyRegularizer, EntropyRegularizerConfig, attach
 from aero.errors import AeroError
 from aero.model import AeroConfig, AeroForCausalLM, static_norms
+from aero.model.repeats import repeated_rows
 from aero.train.corpus import load_manifest
 from aero.train.entropy_trainer import REGULARIZER
 from aero.train.evaluate import evaluate_perplexity, spread
@@ -99,6 +103,12 @@ def test_training_learns_and_its_figures_are_those_of_the_saved_model(aero_run: 
     assert bool((entropies < math.log(32)).all())
     assert result.seconds is not None
     assert not (aero_run / "checkpoints").exists()
+    # Of the same text, and of as many rows of repeated words.
+    assert result.largest_u is not None
+    rows = torch.from_numpy(sequences.astype("int64"))
+    repeated = repeated_rows(rows, result.recipe["model"]["vocab_size"], 1.0, torch.Generator().manual_seed(0))
+    for name, text in (("held_out", rows), ("repeated", repeated)):
+        assert result.largest_u[name] == pytest.approx(float(largest_u(model, text).max()), rel=1e-4)
 
 
 def test_the_same_seed_gives_the_same_losses(aero_run: Path, corpus: Path, tmp_path: Path) -> None:
@@ -111,18 +121,21 @@ def test_the_same_seed_gives_the_same_losses(aero_run: Path, corpus: Path, tmp_p
 
 def test_the_model_follows_its_schedules(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[float, float, float]] = []
+    shares: set[float] = set()
     forward = AeroForCausalLM.forward
 
     def record(self: AeroForCausalLM, *args: Any, **kwargs: Any) -> Any:
         if self.training:
             norm = next(norm for _, norm in static_norms(self))
             assert norm.stray_weight is not None
+            shares.add(self.repeats)
             seen.append((float(norm.blend), self.deviation_strength, float(norm.stray_weight)))
         return forward(self, *args, **kwargs)
 
     monkeypatch.setattr(AeroForCausalLM, "forward", record)
-    schedule = StaticSchedule(start=0.25, end=0.75, deviation=0.2)
+    schedule = StaticSchedule(start=0.25, end=0.75, deviation=0.2, repeats=0.25)
     train(tiny("static+bilinear", static=schedule, steps=8), corpus, tmp_path / "run")
+    assert shares == {0.25}
     assert [each[:2] for each in seen] == [(blend, 0.2) for blend in (0, 0, 0, 0.25, 0.5, 0.75, 1, 1)]
     # From a tenth of the steps to the start of the blend it rises; step 1 is a sixth of the way.
     assert [each[2] for each in seen] == pytest.approx([0, 1 / 6] + [1] * 6)
@@ -290,3 +303,14 @@ def test_a_model_may_be_saved_in_bfloat16_and_its_figures_are_those_of_what_is_s
         )
     spared = 2 * sum(value.numel() for value in model.parameters() if value.ndim >= 2)
     assert sizes["fp32"] - sizes["bf16"] == pytest.approx(spared, abs=200)
+
+
+def test_how_far_tokens_stray_is_in_the_figures_of_a_run(aero_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = load_result(aero_run)
+    assert result.largest_u is not None
+    print_result(replace(result, largest_u={**result.largest_u, "repeated": None}), aero_run)
+    shown = capsys.readouterr().out
+    assert re.search(rf"largest u, held out +│? *{result.largest_u['held_out']:.2f}", shown)
+    assert re.search(r"largest u, repeated +│? *not finite", shown)
+    print_result(replace(result, largest_u=None), aero_run)
+    assert "largest u" not in capsys.readouterr().out

@@ -60,7 +60,7 @@ class StaticSchedule(Ramp):
         out, with a weight that is linear between. From the first step on that would cost what a model learns fastest;
         with the blend it would come too late. In [0, start).
     repeats: so many rows for each row of text join every batch, on which the deviation and the logits are held and
-        nothing is learned: words said over and over (``aero.model.repeats``). In [0, 1].
+        nothing is learned: words said over and over (``aero.model.repeats``), one a micro-batch at least. In [0, 1].
     """
 
     start: float = 0.35
