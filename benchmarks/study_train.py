@@ -79,6 +79,7 @@ def train(
             layer.compile()
     loss_of = torch.compile(cross_entropy) if compiled else cross_entropy
     annealing = schedules_without(config, run.without)
+    repeats = 0.0 if annealing.static is None else annealing.static.repeats
     bounds = any(layer.bounds_logits for layer in config.layers)
     source = batches(training, size, run.seed, state["step"])
     began, saved = time.monotonic(), time.monotonic()
@@ -99,8 +100,8 @@ def train(
         for rows in next(source).chunk(parts):
             windows, share = rows.to(device, non_blocking=True).long(), len(rows) / size
             tokens = windows[:, :-1]
-            if annealing.static is not None and annealing.static.repeats > 0:
-                odd = repeated_rows(tokens, config.vocab_size, annealing.static.repeats, generator)
+            if repeats > 0:
+                odd = repeated_rows(tokens, config.vocab_size, repeats, generator)
                 tokens = torch.cat([odd, tokens])
             with torch.autocast("cuda", torch.bfloat16) if compiled else nullcontext():
                 result = model(tokens, with_entropy=regularizer is not None, with_logits=bounds).last_rows(len(windows))
@@ -159,6 +160,7 @@ def train(
         "perplexity": None,
         **figures,
         "operators": operators(config),
+        "repeats": repeats,
         "logit_bounds": sorted({layer.logit_bound for layer in config.layers if layer.bounds_logits}),
         "curve": [[step, round(finite[step], 4)] for step in range(0, len(finite), every)],
         "largest_gradient_norm": max(norms[: len(finite)], default=None),

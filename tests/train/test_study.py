@@ -118,7 +118,7 @@ def test_a_run_that_is_cut_off_goes_on_as_if_nothing_had_happened(
     assert one["perplexity"] == pytest.approx(math.exp(one["held_out_loss"]))
 
 
-@pytest.mark.parametrize("without", ["stray", "settle", "guard", "everything"])
+@pytest.mark.parametrize("without", ["stray", "settle", "guard", "repeats", "everything"])
 def test_a_run_lacks_what_its_row_says(
     study: Any, tiny: tuple[Any, Any, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without: str
 ) -> None:
@@ -138,7 +138,9 @@ def test_a_run_lacks_what_its_row_says(
         "static+bilinear",
         f"static+bilinear without {without}",
     ]
+    gone = without in ("repeats", "everything")
     assert documents[0]["held_out_loss"] != documents[1]["held_out_loss"]
+    assert [document["repeats"] for document in documents] == [1 / 32, 0.0 if gone else 1 / 32]
     assert (norm.STRAY > 1e20) == (without in ("stray", "everything"))
     assert (norm.GUARD > 1e20) == (without in ("guard", "everything"))
 
