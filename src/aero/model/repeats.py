@@ -2,9 +2,9 @@
 
 Attention over keys that are all alike adds up what it otherwise averages out, in every layer again. A norm would divide
 that away. A static norm passes it on to a bilinear branch, which squares it, so that a model whose u stays below 3 on
-all held-out text can meet a line of dashes with u = 15, and, deeper, with numbers that are not finite. A few such rows
-beside every batch of training, on which the deviation and the logits are held and nothing is learned, keep it from that
-(docs/training.md).
+all held-out text can meet a line of brackets with u = 15, or with numbers that are not finite. A few such rows beside
+every batch of training, on which the deviation and the logits are held and nothing is learned, are there to keep it
+from that (docs/training.md says how far they do).
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ PERIODS = 5
 
 
 def repeated_rows(rows: Tensor, vocab_size: int, share: float, generator: torch.Generator | None = None) -> Tensor:
-    """Rows that repeat one word each: [n, T], n a ``share`` of B rounded up.
+    """Rows that repeat one word each: [n, T], n the ``share`` of B, at least one.
 
     rows: token ids [B, T] that words are taken from in half of the cases, wherever they begin; in the others their
-    tokens are drawn from the whole vocabulary. Drawn from the generator of the rows' device.
+        tokens are drawn from the whole vocabulary.
+    generator: of the rows' device; None for that device's own.
     """
-    count, context = -(-round(len(rows) * share * 1e6) // 1_000_000), rows.shape[1]
+    count, context = max(1, round(len(rows) * share)), rows.shape[1]
     longest = min(2 ** (PERIODS - 1), context)
 
     def draw(below: int, columns: int = 1) -> Tensor:
