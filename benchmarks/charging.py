@@ -157,13 +157,9 @@ def main(argv: list[str], setting: Setting = SETTING) -> None:
     arguments = parser.parse_args(argv)
     kinds, ways = named(parser, arguments.kinds, BOUNDS), named(parser, arguments.ways, WAYS)
     torch.set_num_threads(1)
-    jolt, runs = arguments.jolt, list[dict[str, Any]]()
-    try:
-        if arguments.json is not None and arguments.json.is_file():
-            runs = json.loads(arguments.json.read_text(encoding="utf-8"))["runs"]
-        done = {(run["kind"], run["way"], run["seed"], run.get("jolt", 1.0)) for run in runs}
-    except (ValueError, KeyError, TypeError):
-        parser.error(f"{arguments.json} is not a document of this program: name another file")
+    jolt = arguments.jolt
+    runs = kept(parser, arguments.json, ("kind", "way", "seed"))
+    done = {(run["kind"], run["way"], run["seed"], run.get("jolt", 1.0)) for run in runs}
     if not arguments.megabytes >= SMALLEST:
         parser.error(f"the corpus must have {SMALLEST:g} megabytes at least, or nothing of it is held out")
     corpus = load_corpus(
@@ -182,6 +178,20 @@ def main(argv: list[str], setting: Setting = SETTING) -> None:
                 print(f"{kind:<8} {way:<10} {seed}  {figures}", flush=True)
                 if arguments.json is not None:
                     write_json(arguments.json, report(setting, corpus, runs))
+
+
+def kept(parser: argparse.ArgumentParser, file: Path | None, names: Sequence[str]) -> list[dict[str, Any]]:
+    """The runs that ``file`` already holds, each with those entries; ends the program for a file that is another's."""
+    if file is None or not file.is_file():
+        return []
+    try:
+        runs: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))["runs"]
+        whole = all(name in run for run in runs for name in names)
+    except (ValueError, KeyError, TypeError):
+        runs, whole = [], False
+    if not whole:
+        parser.error(f"{file} is not a document of this program: name another file")
+    return runs
 
 
 def seeds(text: str) -> list[int]:

@@ -20,7 +20,6 @@ positions with the same likeliest token. Runs that --json already holds are kept
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import shlex
 import sys
@@ -40,8 +39,9 @@ from aero.eliminate import plain
 from aero.eliminate.anneal import Annealing, StaticSchedule
 from aero.eliminate.source import folded
 from aero.eliminate.strays import largest_u
+from aero.errors import AeroError
 from aero.files import write_json
-from aero.model import load_pretrained
+from aero.model import load_pretrained, static_norms
 from aero.model.norm import GUARD
 from aero.model.repeats import repeated_rows
 from aero.private.emulator.emulate import Emulator, Settings, truncation_of
@@ -145,6 +145,8 @@ def measured(folder: Path) -> dict[str, Any]:
     """The figures of a trained model, whose text is drawn from its vocabulary."""
     model = load_pretrained(folder)
     config = model.config.model_config
+    if next(static_norms(model), None) is None:
+        raise AeroError(f"{folder} has no static norms that words could drive out of range: name a model that has.")
     drawn = torch.randint(config.vocab_size, (256, config.context), generator=torch.Generator().manual_seed(0))
     return {
         "model": folder.name,
@@ -174,18 +176,17 @@ def main(argv: list[str], setting: Setting = SETTING) -> None:
         "machine": provenance.machine(),
     }
     if arguments.model is not None:
-        result = measured(arguments.model)
+        try:
+            result = measured(arguments.model)
+        except AeroError as error:
+            parser.error(str(error))
         print(result, flush=True)
         if arguments.json is not None:
             write_json(arguments.json, {**head, **result})
         return
-    kinds, runs = charging.named(parser, arguments.kinds, KINDS), list[dict[str, Any]]()
-    try:
-        if arguments.json is not None and arguments.json.is_file():
-            runs = json.loads(arguments.json.read_text(encoding="utf-8"))["runs"]
-        done = {(run["kind"], run["share"], run["seed"]) for run in runs}
-    except (ValueError, KeyError, TypeError):
-        parser.error(f"{arguments.json} is not a document of this program: name another file")
+    kinds = charging.named(parser, arguments.kinds, KINDS)
+    runs = charging.kept(parser, arguments.json, ("kind", "share", "seed"))
+    done = {(run["kind"], run["share"], run["seed"]) for run in runs}
     corpus = load_corpus(
         arguments.corpus, megabytes=arguments.megabytes, vocab_size=divergence.VOCAB, context=setting.context
     )

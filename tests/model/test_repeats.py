@@ -47,9 +47,8 @@ def test_the_share_is_of_the_rows_and_at_least_one() -> None:
 def build(repeats: float) -> AeroForCausalLM:
     torch.manual_seed(0)
     model = AeroForCausalLM(AeroConfig.of(architecture("static+bilinear+kernel", SHAPE))).train()
-    Annealing(static=StaticSchedule(repeats=repeats)).apply(
-        model, 3, 10
-    )  # before the blend, whose constant is of all rows
+    # Before the blend, whose constant is of all rows.
+    Annealing(static=StaticSchedule(repeats=repeats)).apply(model, 3, 10)
     return model
 
 

@@ -55,6 +55,20 @@ def test_runs_are_kept_and_not_repeated(repetition: Any, tmp_path: Path, capsys:
     assert "is not a document of this program" in capsys.readouterr().err
 
 
+def test_a_model_that_cannot_be_measured_is_refused_in_a_sentence(
+    repetition: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shape = ModelConfig(
+        vocab_size=32, context=16, width=16, heads=2, kv_heads=2, head_size=8, ffn_width=24, layers=(LayerConfig(),) * 2
+    )
+    AeroForCausalLM(AeroConfig.of(architecture("SM+LN+G", shape))).save_pretrained(tmp_path / "model")
+    for folder, words in ((tmp_path / "model", "no static norms"), (tmp_path / "none", str(tmp_path / "none"))):
+        with pytest.raises(SystemExit) as stop:
+            repetition.main(["--model", str(folder)])
+        assert stop.value.code == 2
+        assert words in capsys.readouterr().err
+
+
 def test_a_trained_model_is_measured(repetition: Any, tmp_path: Path) -> None:
     torch.manual_seed(0)
     shape = ModelConfig(
