@@ -5,13 +5,16 @@
     free       nothing, wherever the logits get to
     straight   every logit the square of its excess, from 1 on the square's tangent, summed over keys; from 0.75 of the
                bound (a kernel's: 0.375); strength 0.1, for bounded attention growing to 3 between 30 % and 60 %
-    logarithm  what ships: ln(|x| / start) of every query's largest logit
+    logarithm  ln(|x| / start) of every query's largest logit
+    matrices   what ships: the same of logits computed anew from what attention reads, as a given number: it moves the
+               matrices of queries and keys and nothing before them
 
-``straight`` is what the study's rows had until 2026-11-29; wide bounds are charged on a sample of every batch in both,
-as longer contexts were. Static + bilinear, eight layers, 96 wide, T = 128, 300 steps
-of 2,048 tokens at a rate of 6e-3; otherwise as ``divergence.py`` trains. Written of the steps from the start of the
-norms' blend on: the largest gradient norm before clipping, the largest u of a token, how many steps had a gradient norm
-above 10, how many a token with u above 4; and of held-out text the loss, as the model is folded, and the largest logit.
+``straight`` is what the study's rows had until 2026-11-29, ``logarithm`` what they had on that day; wide bounds are
+charged on a sample of every batch in all, as longer contexts were. Static + bilinear, eight layers, 96 wide, T = 128,
+300 steps of 2,048 tokens at a rate of 6e-3; otherwise as ``divergence.py`` trains. Written of the steps from the start
+of the norms' blend on: the largest gradient norm before clipping, the largest u of a token, how many steps had a
+gradient norm above 10, how many a token with u above 4; and of held-out text the loss, as the model is folded, and the
+largest logit.
 --jolt multiplies the output matrix of the middle layer's feed-forward branch once, at 3/4 of the steps, when the norms
 are on their way to constants: tokens then stray as large models' do by themselves, and what brings them back shows.
 Runs that --json already holds are kept.
@@ -49,7 +52,7 @@ from stability_corpus import Corpus, batches, load_corpus
 SETTING = Setting(8, 96, 128, 16, 300, 6e-3)
 BOUNDS = {"softmax": None, "bounded": 8.0, "kernel": 128.0, "power": 32.0}
 """Of a small model, whose free logits stray less than a large one's."""
-WAYS = ("free", "straight", "logarithm")
+WAYS = ("free", "straight", "logarithm", "matrices")
 GROWTH = Ramp(start=0.3, end=0.6)
 STRAIGHT_FROM = 0.75
 SPIKE = 10.0
@@ -73,6 +76,14 @@ def straight_excess(
     excess = (size - start).clamp(min=0.0)
     charge = torch.where(excess < 1, excess.square(), 2 * excess - 1)
     return charge.sum() / (q.shape[0] * q.shape[2]), size.detach().amax((0, 2, 3))
+
+
+detached_rows = attention.Attention.charged_rows
+
+
+def attached_rows(self: attention.Attention, x: Tensor) -> Tensor:
+    """The same rows with the graph that made them: the charge then moves all that comes before."""
+    return x[: len(detached_rows(self, x))]
 
 
 def strength(way: str, kind: str, step: int, steps: int) -> float:
@@ -99,6 +110,7 @@ def build(kind: str, setting: Setting, seed: int) -> AeroForCausalLM:
 def train(kind: str, way: str, setting: Setting, corpus: Corpus, seed: int, jolt: float) -> dict[str, Any]:
     """One run; it stops at the first gradient that is not finite."""
     attention.logit_excess = straight_excess if way == "straight" else logits.logit_excess  # type: ignore[attr-defined]
+    attention.Attention.charged_rows = detached_rows if way == "matrices" else attached_rows  # type: ignore[method-assign]
     model, steps = build(kind, setting, seed), setting.steps
     annealing = Annealing(static=StaticSchedule(repeats=0.0))  # the charge alone
     optimizer = divergence.optimizer_of(model, divergence.cure_named("shipped"), setting.learning_rate)

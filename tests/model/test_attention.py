@@ -397,6 +397,19 @@ def test_training_charges_a_sample_of_wide_bounds(kind: str, sampled: bool) -> N
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.parametrize("kind", ["kernel", "power", "bounded"])
+def test_the_charge_moves_queries_and_keys_and_nothing_before_them(kind: str) -> None:
+    config = KINDS[kind].with_layers(lambda layer: replace(layer, logit_bound=0.5))
+    decoder = scrambled(config).train()
+    penalty = decoder(tokens(config, batch=9), with_logits=True).logit_penalty
+    assert penalty is not None
+    penalty.backward()
+    moved = {name for name, each in decoder.named_parameters() if each.grad is not None and bool(each.grad.any())}
+    parts = {name.rsplit("attention.", 1)[-1] for name in moved}
+    assert parts - {"q.bias", "k.bias"} == {"q.weight", "k.weight"} | ({"power_offset"} if kind == "power" else set())
+    assert all(any(name.startswith(f"layers.{index}.") for name in moved) for index in range(config.depth))
+
+
 @pytest.mark.parametrize(("kind", "bound", "start"), [("kernel", 256, 96), ("power", 128, 80), ("bounded", 8, 5)])
 def test_from_where_our_rows_are_charged(kind: str, bound: float, start: float) -> None:
     layer = architecture(f"static+bilinear+{kind}", gpt()).layers[0]

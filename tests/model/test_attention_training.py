@@ -12,10 +12,10 @@ from torch.nn import functional
 
 from aero.architecture import architecture
 from aero.config import AttentionKind, LayerConfig, ModelConfig
-from aero.eliminate.anneal import Annealing
+from aero.eliminate.anneal import Annealing, StaticSchedule
 from aero.eliminate.bounds import check_bounds, largest_logits
 from aero.errors import AeroError
-from aero.model import Decoder, set_static_blend, undecayed
+from aero.model import Decoder, set_static_blend, static_deviation, undecayed
 
 STEPS, RATE, HALF = 250, 3e-3, 12
 
@@ -61,7 +61,10 @@ def trained(
         assert out.logit_penalty is not None
         optimizer.zero_grad()
         strength = Annealing().logit_strength(step, STEPS) if penalised else 0.0
-        (loss + strength * out.logit_penalty).backward()
+        deviation = static_deviation(decoder)
+        assert deviation is not None
+        # Without the deviation the stream grows, and with it what no charge on matrices holds.
+        (loss + strength * out.logit_penalty + StaticSchedule().deviation * deviation).backward()
         torch.nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
         optimizer.step()
         losses.append(loss.item())

@@ -21,6 +21,7 @@ def charging(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The program as a module; what its ways change is put back."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     monkeypatch.setattr(attention, "logit_excess", attention.logit_excess)  # type: ignore[attr-defined]
+    monkeypatch.setattr(attention.Attention, "charged_rows", attention.Attention.charged_rows)
     import charging as module
 
     yield module
@@ -38,6 +39,15 @@ def test_the_straight_charge_of_every_logit(charging: Any) -> None:
     # Exponents (2 - 1)^2 / 2 and (10 - 1)^2 / 2, (10 - 0.75)^2 / 2, from where they are charged as it is.
     penalty, largest = charging.straight_excess(q, k, start=5.0, kernel=1.0)
     assert penalty.item() == pytest.approx((2 * 35.5 - 1 + 2 * (9.25**2 / 2 - 5) - 1) / 2)
+
+
+def test_which_way_the_charge_reaches_the_stream(charging: Any) -> None:
+    x = torch.ones(17, 2, 8, requires_grad=True)
+    for kind, rows in (("kernel", 3), ("bounded", 17)):
+        layer = charging.build(kind, charging.Setting(2, 16, 16, 4, 10, 1e-2), 0).decoder.blocks()[0].attention
+        attached, detached = charging.attached_rows(layer, x), charging.detached_rows(layer, x)
+        assert (attached.requires_grad, detached.requires_grad) == (True, False)
+        assert len(attached) == len(detached) == rows
 
 
 def test_strengths(charging: Any) -> None:
@@ -63,7 +73,7 @@ def test_runs_are_kept_and_not_repeated(charging: Any, tmp_path: Path, capsys: p
     charging.main([*words, "--kinds", "kernel"], small)
     runs = json.loads(file.read_text())["runs"]
     assert runs[:3] == first
-    assert [(run["kind"], run["way"]) for run in runs[3:]] == [("kernel", "logarithm")]
+    assert [(run["kind"], run["way"]) for run in runs[3:]] == [("kernel", "logarithm"), ("kernel", "matrices")]
     charging.main([*words, "--kinds", "kernel", "--ways", "free", "--jolt", "50"], small)
     jolted = json.loads(file.read_text())["runs"][-1]
     assert jolted["jolt"] == 50

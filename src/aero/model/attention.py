@@ -29,7 +29,7 @@ class Heads(NamedTuple):
 
     entropy: [B, H, T] in nats.
     penalty, largest: as ``logit_excess`` returns them, largest [H] with 0 for uniform heads; None in layers that bound
-        no logits. In training, of a sample of the rows of kernel and power attention (``logits.CHARGED_SAMPLE``).
+        no logits. In training of ``Attention.charged_rows`` alone.
     """
 
     entropy: Tensor | None = None
@@ -126,17 +126,15 @@ class Attention(nn.Module):
             v = v if cache is None else cache.update(v[:, :1, :, :1], v, self.index)[1]
             y, heads = self._averaged(v, length, with_entropy)
         else:
-            q, k = self._by_head(self.q(x)), self._by_head(self.k(x))
-            if rotation is not None:
-                q, k = rotate(q, *rotation), rotate(k, *rotation)
-            temperature = self.temperature
-            if temperature is not None:
-                q = q / temperature[:, start : start + length, None].to(q.dtype)
+            q, k = self._queries_and_keys(x, start, rotation)
             if cache is not None:
                 k, v = cache.update(k, v, self.index)
+            measured = None
+            if with_logits and self.config.bounds_logits:
+                measured = self._queries_and_keys(self.charged_rows(x), start, rotation) if self.training else (q, k)
             if self.uniform:
                 averaged, plain = self._averaged(_take(v, self.uniform_kv), length, with_entropy)
-                attended, heads = self._attend(q, k, _take(v, self.active_kv), with_entropy, with_logits)
+                attended, heads = self._attend(q, k, _take(v, self.active_kv), with_entropy, measured)
                 y = self._merge(attended, averaged)
                 if heads.entropy is not None and plain.entropy is not None:
                     heads = heads._replace(entropy=self._merge(heads.entropy, plain.entropy.to(heads.entropy.dtype)))
@@ -144,12 +142,34 @@ class Attention(nn.Module):
                     none = heads.largest.new_zeros(1, len(self.uniform))
                     heads = heads._replace(largest=self._merge(heads.largest[None], none)[0])
             else:
-                y, heads = self._attend(q, k, v, with_entropy, with_logits)
+                y, heads = self._attend(q, k, v, with_entropy, measured)
         if self.gains is not None:
             alpha, beta, gamma = self.gains.to(y.dtype)[:, :, None, None]
             y = alpha * new + beta * y - gamma * causal_average(v, length)
         merged = y.transpose(1, 2).reshape(batch, length, self.heads * self.head_size)
         return merged if self.o is None else self.o(merged), heads
+
+    def _queries_and_keys(self, x: Tensor, start: int, rotation: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+        """Of x [B, T, d], from position ``start`` on: [B, active heads, T, d_k] and [B, ..., T, d_k]."""
+        assert self.q is not None
+        assert self.k is not None
+        q, k = self._by_head(self.q(x)), self._by_head(self.k(x))
+        if rotation is not None:
+            q, k = rotate(q, *rotation), rotate(k, *rotation)
+        temperature = self.temperature
+        if temperature is not None:
+            q = q / temperature[:, start : start + x.shape[1], None].to(q.dtype)
+        return q, k
+
+    def charged_rows(self, x: Tensor) -> Tensor:
+        """The rows of x [B, T, d] whose logits training charges, without the graph that made them.
+
+        So the charge moves the matrices of queries and keys and nothing before them. One that reaches the stream pulls
+        single tokens about, those whose key is the largest logit of many queries, until they are far out of it, and a
+        static norm does not bring them back (docs/training.md). Of a wide bound ``CHARGED_SAMPLE`` says how many rows.
+        """
+        rows = len(x) if self.config.attention == "bounded" else -(-len(x) // CHARGED_SAMPLE)
+        return x[:rows].detach()
 
     def _by_head(self, x: Tensor) -> Tensor:
         return x.view(*x.shape[:2], -1, self.head_size).transpose(1, 2)
@@ -173,17 +193,21 @@ class Attention(nn.Module):
         seen = torch.arange(keys - queries + 1, keys + 1, device=v.device, dtype=like)
         return y, Heads(entropy=seen.log().expand(*y.shape[:2], queries))
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, with_entropy: bool, with_logits: bool) -> tuple[Tensor, Heads]:
-        """Causal attention of q [B, active heads, Tq, d_k], the last Tq positions, over k, v [B, ..., Tk, d_k]."""
+    def _attend(
+        self, q: Tensor, k: Tensor, v: Tensor, with_entropy: bool, measured: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Heads]:
+        """Causal attention of q [B, active heads, Tq, d_k], the last Tq positions, over k, v [B, ..., Tk, d_k].
+
+        measured: queries and keys whose logits are, or None.
+        """
         layer, scale = self.config, self.head_size**-0.5
         penalty = largest = entropy = None
         offset: Tensor | None = self.power_offset
         if self.powers and layer.power_offset is not None:
             offset = torch.full((len(self.active),), layer.power_offset, device=q.device)
-        if with_logits and layer.bounds_logits:
+        if measured is not None:
             kernel = layer.attention == "kernel"
-            rows = -(-len(q) // CHARGED_SAMPLE) if self.training and layer.attention != "bounded" else len(q)
-            some, keys, factor = (q[:rows], k[:rows], scale) if kernel else (q[:rows] * scale, k[:rows], None)
+            some, keys, factor = (*measured, scale) if kernel else (measured[0] * scale, measured[1], None)
             penalty, largest = logit_excess(some, keys, offset=offset, start=layer.charged_from, kernel=factor)
         if layer.attention == "kernel":
             y, entropy = kernel_attention(q, k, v, scale=scale, with_entropy=with_entropy)
