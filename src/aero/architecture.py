@@ -34,8 +34,8 @@ _PUBLISHED: dict[str, dict[str, Any]] = {
     "2Quad+LN+Quad": {"norm": True, "feedforward": "quad", **_TWO_QUAD},
 }
 
-WIDE_BOUND: dict[str, float] = {"power": 128.0, "kernel": 64.0}
-"""Of power and kernel attention in our rows, charged from 80 and from 24 on. A power's weights grow slowly enough for
+WIDE_BOUND: dict[str, float] = {"power": 128.0, "kernel": 256.0}
+"""Of power and kernel attention in our rows, charged from 80 and from 96 on. A power's weights grow slowly enough for
 private inference to hold such logits, and a key at that distance has no weight; what is charged in training is a rare
 head that leaves for good."""
 
