@@ -19,10 +19,12 @@ from torch import Tensor, nn
 
 from aero import provenance
 from aero.config import ModelConfig
+from aero.eliminate.anneal import StaticSchedule
 from aero.eliminate.strays import largest_u
 from aero.entropy import EntropyRegularizer, EntropyRegularizerConfig, bucket_shares, head_entropy, reachable_entropy
 from aero.files import write_json
 from aero.model.decoder import Decoder
+from aero.model.norm import GUARD
 from aero.model.repeats import repeated_rows
 from stability import Row, cross_entropy, learning_rate, make_optimizer, penalty
 from study_ablation import furthest_out, schedules_without
@@ -166,6 +168,7 @@ def train(
         "largest_gradient_norm": max(norms[: len(finite)], default=None),
         "gradient_norms": [float(f"{norm:.3g}") for norm in norms[: len(finite)]],
         "largest_u": u_curve(largest, every, nan_step),
+        "stray_steps": stray_steps(largest, steps),
         "largest_u_held_out": tops.get("held_out"),
         "largest_u_repeated": tops.get("repeated"),
         "seconds": round(trained, 1),
@@ -180,12 +183,23 @@ def train(
 
 
 def u_curve(largest: list[list[float]], every: int, nan_step: int | None) -> list[list[float | None]]:
-    """[step, largest u, norm that had it] at every ``every``-th step and at the last twenty before a NaN."""
+    """[step, largest u, norm that had it] of every ``every`` steps and at the last twenty before a NaN.
+
+    The step is that of the largest of its stretch: tokens stray for a step at a time, which samples miss.
+    """
     close = set() if nan_step is None else set(range(max(0, nan_step - 20), nan_step + 1))
-    steps = [step for step in range(len(largest)) if step % every == 0 or step in close]
+    sizes = [u if math.isfinite(u) else math.inf for u, _ in largest]
+    stretches = [range(first, min(first + every, len(sizes))) for first in range(0, len(sizes), every)]
+    steps = sorted({max(each, key=sizes.__getitem__) for each in stretches} | close.intersection(range(len(sizes))))
     return [
         [step, round(u, 3) if math.isfinite(u) else None, norm] for step in steps for u, norm in [largest[step]] if u
     ]
+
+
+def stray_steps(largest: list[list[float]], steps: int) -> int:
+    """How many steps had a token beyond the guard, from the start of the norms' blend on."""
+    late = [u for step, (u, _) in enumerate(largest) if step >= StaticSchedule().start * steps]
+    return sum(not u <= GUARD for u in late)
 
 
 def finite_top(tops: Tensor) -> float | None:

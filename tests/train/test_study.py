@@ -115,7 +115,20 @@ def test_a_run_that_is_cut_off_goes_on_as_if_nothing_had_happened(
     assert one["nan_step"] is None
     assert all(0 < u < 100 and norm in range(5) for _, u, norm in one["largest_u"])
     assert one["largest_u_held_out"] > 0
+    assert one["stray_steps"] == other["stray_steps"] == 0
     assert one["perplexity"] == pytest.approx(math.exp(one["held_out_loss"]))
+
+
+def test_single_steps_show_in_the_curve_of_u(study: Any) -> None:  # noqa: ARG001 - it makes the module found
+    import study_train
+
+    largest = [[2.0, 1.0]] * 40
+    largest[20], largest[37], largest[39] = [9.0, 3.0], [5.0, 2.0], [math.nan, 0.0]
+    curve = study_train.u_curve(largest, 10, None)
+    assert curve == [[0, 2.0, 1.0], [10, 2.0, 1.0], [20, 9.0, 3.0], [39, None, 0.0]]
+    assert [step for step, _, _ in study_train.u_curve(largest, 10, 39)] == [0, 10, *range(19, 40)]
+    assert study_train.stray_steps(largest, 40) == 3
+    assert study_train.stray_steps(largest, 100) == 2
 
 
 @pytest.mark.parametrize("without", ["stray", "settle", "guard", "repeats", "everything"])

@@ -22,7 +22,7 @@ Three things hold it, in training alone; inference computes nothing of the kind:
   (u^2 - 1 - ln u^2) / 2, which is ln(u)^2 near 1 and grows with u^2. Because c follows slowly, it also holds the stream
   near the size it starts with, which makes learning faster.
 - A mean hardly sees one token in fifty thousand, and one is enough. So the deviation also holds, times a weight that
-  rises before the blend (``set_stray_weight``), ln(u / 2.5) of the token with the largest u, where that is above 2.5
+  rises before the blend (``set_stray_weight``), ln(u / 1.75) of the token with the largest u, where that is above 1.75
   (``STRAY``). Its slope in ln(u) is 1 however far out that token is: it never outweighs the rest of the loss.
 - From the blend on, no token leaves the norm larger than 4 (``GUARD``): what a step has broken is a high loss and not
   a NaN, and the deviation mends it. A model whose tokens stay below computes the same with it and without. It acts
@@ -44,7 +44,7 @@ from aero.config import Norm
 
 MOMENTUM = 0.01
 """Share of a new batch in the running mean of 1/sigma after a hundred batches; before, a plain mean."""
-STRAY = 2.5
+STRAY = 1.75
 """Value of u above which the token that has the largest adds to the deviation."""
 GUARD = 4.0
 """Value of u above which training treats a token as if it had this."""
