@@ -46,6 +46,8 @@ MOMENTUM = 0.01
 """Share of a new batch in the running mean of 1/sigma after a hundred batches; before, a plain mean."""
 STRAY = 1.75
 """Value of u above which the token that has the largest adds to the deviation."""
+LAST_SLACK = 2.5 / STRAY
+"""Factor on it of the last norm, the one before logits: no branch squares what leaves it."""
 GUARD = 4.0
 """Value of u above which training treats a token as if it had this."""
 
@@ -95,8 +97,8 @@ class StaticNorm(nn.Module):
     deviation: scalar, how far u = c sigma was from 1 in the latest forward pass in training (formula above), part of
         its graph; None before, and once it was read.
     largest: scalar, the largest u of that pass; None before.
-    stray_weight: scalar in [0, 1] on the term of the token with the largest u; None is 0, and no guard. It is a
-        schedule's, not the model's: no checkpoint holds it.
+    stray_weight: scalar in [0, 1] on the term of the token with the largest u; None is 0, and no guard. stray_slack:
+        ln of the factor on ``STRAY``. Both are a schedule's, not the model's: no checkpoint holds them.
     """
 
     constant: Tensor
@@ -119,6 +121,7 @@ class StaticNorm(nn.Module):
         self.deviation: Tensor | None = None
         self.largest: Tensor | None = None
         self.stray_weight: Tensor | None = None
+        self.stray_slack: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., d] -> [..., d]. In training the running mean is updated, below blend 1, and ``deviation`` left."""
@@ -148,12 +151,14 @@ class StaticNorm(nn.Module):
         self.blend.fill_(value)
         self.phase = _phase(value)
 
-    def set_stray_weight(self, value: float) -> None:
-        """Set the weight of the token with the largest u."""
-        if self.stray_weight is None or self.stray_weight.device != self.constant.device:
-            # A tensor, because a Python number would make the compiler start anew at every step.
+    def set_stray_weight(self, value: float, slack: float = 1.0) -> None:
+        """Set the weight of the token with the largest u, and the factor on the ``STRAY`` from which it counts."""
+        if self.stray_weight is None or self.stray_slack is None or self.stray_weight.device != self.constant.device:
+            # Tensors, because Python numbers would make the compiler start anew at every step and in every layer.
             self.stray_weight = torch.zeros((), device=self.constant.device)
+            self.stray_slack = torch.zeros((), device=self.constant.device)
         self.stray_weight.fill_(value)
+        self.stray_slack.fill_(math.log(slack))
 
     def sync(self) -> None:
         """Read the phase from the buffers, after something wrote them from outside (a checkpoint)."""
@@ -169,8 +174,9 @@ class StaticNorm(nn.Module):
         off = 2 * (self.constant.log() - inverse.log())
         stray = off.amax() / 2
         self.deviation = (off.exp() - 1 - off).mean() / 2
-        if self.stray_weight is not None:
-            self.deviation = self.deviation + self.stray_weight * torch.relu(stray - math.log(STRAY))
+        if self.stray_weight is not None and self.stray_slack is not None:
+            excess = torch.relu(stray - self.stray_slack - math.log(STRAY))
+            self.deviation = self.deviation + self.stray_weight * excess
         self.largest = stray.detach().exp()
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
@@ -206,6 +212,11 @@ def set_static_blend(module: nn.Module, value: float) -> int:
         norm.set_blend(value)
         count += 1
     return count
+
+
+def stray_slack(index: int, count: int) -> float:
+    """The factor on ``STRAY`` of norm ``index`` of ``count``, in the order of the forward pass."""
+    return LAST_SLACK if index == count - 1 else 1.0
 
 
 def static_deviation(module: nn.Module) -> Tensor | None:
