@@ -72,7 +72,7 @@ def test_from_where_a_token_is_held() -> None:
     model = AeroForCausalLM(AeroConfig.of(architecture("static+bilinear", gpt())))
     Annealing(static=StaticSchedule()).apply(model, 4, 8)
     found = [STRAY * float(norm.stray_slack.exp()) for _, norm in static_norms(model) if norm.stray_slack is not None]
-    assert found == pytest.approx([1.75] * (len(found) - 1) + [2.5])
+    assert found == pytest.approx([1.6 * (2.5 / 1.6) ** (index / 4) for index in range(5)])
 
 
 def test_staggered_norms_follow_one_another_and_end_together_with_the_schedule() -> None:

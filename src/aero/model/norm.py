@@ -22,8 +22,9 @@ Three things hold it, in training alone; inference computes nothing of the kind:
   (u^2 - 1 - ln u^2) / 2, which is ln(u)^2 near 1 and grows with u^2. Because c follows slowly, it also holds the stream
   near the size it starts with, which makes learning faster.
 - A mean hardly sees one token in fifty thousand, and one is enough. So the deviation also holds, times a weight that
-  rises before the blend (``set_stray_weight``), ln(u / 1.75) of the token with the largest u, where that is above 1.75
-  (``STRAY``). Its slope in ln(u) is 1 however far out that token is: it never outweighs the rest of the loss.
+  rises before the blend (``set_stray_weight``), ln(u / s) of the token with the largest u, where that is above s: 1.6
+  in the first norm (``STRAY``) to 2.5 in the last (``stray_slack``). Its slope in ln(u) is 1 however far out that token
+  is: it never outweighs the rest of the loss.
 - From the blend on, no token leaves the norm larger than 4 (``GUARD``): what a step has broken is a high loss and not
   a NaN, and the deviation mends it. A model whose tokens stay below computes the same with it and without. It acts
   only where that weight is set: alone, a model would come to rely on it, and inference has none.
@@ -44,10 +45,11 @@ from aero.config import Norm
 
 MOMENTUM = 0.01
 """Share of a new batch in the running mean of 1/sigma after a hundred batches; before, a plain mean."""
-STRAY = 1.75
-"""Value of u above which the token that has the largest adds to the deviation."""
+STRAY = 1.6
+"""Value of u above which the token that has the largest adds to the deviation, in the first norm."""
 LAST_SLACK = 2.5 / STRAY
-"""Factor on it of the last norm, the one before logits: no branch squares what leaves it."""
+"""Factor on it of the last norm: by their nature tokens lie further apart the deeper a norm is, and those that are on
+their way out show in the first layers."""
 GUARD = 4.0
 """Value of u above which training treats a token as if it had this."""
 
@@ -216,7 +218,7 @@ def set_static_blend(module: nn.Module, value: float) -> int:
 
 def stray_slack(index: int, count: int) -> float:
     """The factor on ``STRAY`` of norm ``index`` of ``count``, in the order of the forward pass."""
-    return LAST_SLACK if index == count - 1 else 1.0
+    return math.exp(math.log(LAST_SLACK) * index / max(1, count - 1))
 
 
 def static_deviation(module: nn.Module) -> Tensor | None:
