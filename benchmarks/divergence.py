@@ -152,9 +152,8 @@ class Variant(StaticNorm):
         if self.training:
             off = 2 * (self.constant / inverse).log()
             self.deviation = (off / 2).square().mean() if cure.squared else (off.exp() - 1 - off).mean() / 2
-            if cure.stray and self.stray_weight is not None and self.stray_slack is not None:
-                excess = torch.relu(off.amax() / 2 - self.stray_slack - math.log(STRAY))
-                self.deviation = self.deviation + self.stray_weight * excess
+            if cure.stray and self.stray_weight is not None:
+                self.deviation = self.deviation + self.stray_weight * torch.relu(off.amax() / 2 - math.log(STRAY))
         if cure.geometric:
             scale = inverse.pow(1 - share) * self.constant.pow(share)
         else:

@@ -21,7 +21,6 @@ from aero.errors import AeroError
 from aero.model import AeroConfig, AeroForCausalLM, Decoder, set_static_blend, static_norms
 from aero.model.feedforward import ORIGINS as FUNCTIONS
 from aero.model.logits import PENALTY_STRENGTH
-from aero.model.norm import STRAY
 
 ALL = Annealing(
     static=StaticSchedule(start=0.25, end=0.75, stagger=0.5),
@@ -66,13 +65,6 @@ def test_only_a_run_that_holds_its_tokens_has_a_guard() -> None:
         model = Decoder(architecture("static+bilinear", gpt()))
         Annealing(static=StaticSchedule(deviation=deviation)).apply(model, 50, 100)
         assert {norm.stray_weight is not None for _, norm in static_norms(model)} == {deviation > 0}
-
-
-def test_from_where_a_token_is_held() -> None:
-    model = AeroForCausalLM(AeroConfig.of(architecture("static+bilinear", gpt())))
-    Annealing(static=StaticSchedule()).apply(model, 4, 8)
-    found = [STRAY * float(norm.stray_slack.exp()) for _, norm in static_norms(model) if norm.stray_slack is not None]
-    assert found == pytest.approx([1.6 * (2.5 / 1.6) ** (index / 4) for index in range(5)])
 
 
 def test_staggered_norms_follow_one_another_and_end_together_with_the_schedule() -> None:

@@ -162,14 +162,14 @@ class Annealing:
         from aero.model.attention import Attention
         from aero.model.feedforward import Dropped, FeedForward
         from aero.model.huggingface import AeroForCausalLM
-        from aero.model.norm import static_norms, stray_slack
+        from aero.model.norm import static_norms
 
         if self.static is not None:
             norms = [norm for _, norm in static_norms(model)]
             for index, norm in enumerate(norms):
                 norm.set_blend(self.static.blend(step, steps, index=index, count=len(norms)))
                 if self.static.deviation > 0:
-                    norm.set_stray_weight(self.static.stray(step, steps), stray_slack(index, len(norms)))
+                    norm.set_stray_weight(self.static.stray(step, steps))
         for module in model.modules():
             if isinstance(module, FeedForward) and self.activation is not None and not isinstance(module, Dropped):
                 module.anneal_from(self.activation.origin, self.activation.at(step, steps))

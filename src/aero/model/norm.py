@@ -22,9 +22,8 @@ Three things hold it, in training alone; inference computes nothing of the kind:
   (u^2 - 1 - ln u^2) / 2, which is ln(u)^2 near 1 and grows with u^2. Because c follows slowly, it also holds the stream
   near the size it starts with, which makes learning faster.
 - A mean hardly sees one token in fifty thousand, and one is enough. So the deviation also holds, times a weight that
-  rises before the blend (``set_stray_weight``), ln(u / s) of the token with the largest u, where that is above s: 1.6
-  in the first norm (``STRAY``) to 2.5 in the last (``stray_slack``). Its slope in ln(u) is 1 however far out that token
-  is: it never outweighs the rest of the loss.
+  rises before the blend (``set_stray_weight``), ln(u / 1.75) of the token with the largest u, where that is above 1.75
+  (``STRAY``). Its slope in ln(u) is 1 however far out that token is: it never outweighs the rest of the loss.
 - From the blend on, no token leaves the norm larger than 4 (``GUARD``): what a step has broken is a high loss and not
   a NaN, and the deviation mends it. A model whose tokens stay below computes the same with it and without. It acts
   only where that weight is set: alone, a model would come to rely on it, and inference has none.
@@ -45,11 +44,9 @@ from aero.config import Norm
 
 MOMENTUM = 0.01
 """Share of a new batch in the running mean of 1/sigma after a hundred batches; before, a plain mean."""
-STRAY = 1.6
-"""Value of u above which the token that has the largest adds to the deviation, in the first norm."""
-LAST_SLACK = 2.5 / STRAY
-"""Factor on it of the last norm: by their nature tokens lie further apart the deeper a norm is, and those that are on
-their way out show in the first layers."""
+STRAY = 1.75
+"""Value of u above which the token that has the largest adds to the deviation, in every norm. With 2.5 single tokens
+strayed to u = 20 to 50 in the run in which this keeps all below 3.2; its price is in docs/training.md."""
 GUARD = 4.0
 """Value of u above which training treats a token as if it had this."""
 
@@ -99,8 +96,8 @@ class StaticNorm(nn.Module):
     deviation: scalar, how far u = c sigma was from 1 in the latest forward pass in training (formula above), part of
         its graph; None before, and once it was read.
     largest: scalar, the largest u of that pass; None before.
-    stray_weight: scalar in [0, 1] on the term of the token with the largest u; None is 0, and no guard. stray_slack:
-        ln of the factor on ``STRAY``. Both are a schedule's, not the model's: no checkpoint holds them.
+    stray_weight: scalar in [0, 1] on the term of the token with the largest u; None is 0, and no guard. It is a
+        schedule's, not the model's: no checkpoint holds it.
     """
 
     constant: Tensor
@@ -123,7 +120,6 @@ class StaticNorm(nn.Module):
         self.deviation: Tensor | None = None
         self.largest: Tensor | None = None
         self.stray_weight: Tensor | None = None
-        self.stray_slack: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., d] -> [..., d]. In training the running mean is updated, below blend 1, and ``deviation`` left."""
@@ -153,14 +149,12 @@ class StaticNorm(nn.Module):
         self.blend.fill_(value)
         self.phase = _phase(value)
 
-    def set_stray_weight(self, value: float, slack: float = 1.0) -> None:
-        """Set the weight of the token with the largest u, and the factor on the ``STRAY`` from which it counts."""
-        if self.stray_weight is None or self.stray_slack is None or self.stray_weight.device != self.constant.device:
-            # Tensors, because Python numbers would make the compiler start anew at every step and in every layer.
+    def set_stray_weight(self, value: float) -> None:
+        """Set the weight of the token with the largest u."""
+        if self.stray_weight is None or self.stray_weight.device != self.constant.device:
+            # A tensor, because a Python number would make the compiler start anew at every step.
             self.stray_weight = torch.zeros((), device=self.constant.device)
-            self.stray_slack = torch.zeros((), device=self.constant.device)
         self.stray_weight.fill_(value)
-        self.stray_slack.fill_(math.log(slack))
 
     def sync(self) -> None:
         """Read the phase from the buffers, after something wrote them from outside (a checkpoint)."""
@@ -176,9 +170,8 @@ class StaticNorm(nn.Module):
         off = 2 * (self.constant.log() - inverse.log())
         stray = off.amax() / 2
         self.deviation = (off.exp() - 1 - off).mean() / 2
-        if self.stray_weight is not None and self.stray_slack is not None:
-            excess = torch.relu(stray - self.stray_slack - math.log(STRAY))
-            self.deviation = self.deviation + self.stray_weight * excess
+        if self.stray_weight is not None:
+            self.deviation = self.deviation + self.stray_weight * torch.relu(stray - math.log(STRAY))
         self.largest = stray.detach().exp()
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
@@ -214,11 +207,6 @@ def set_static_blend(module: nn.Module, value: float) -> int:
         norm.set_blend(value)
         count += 1
     return count
-
-
-def stray_slack(index: int, count: int) -> float:
-    """The factor on ``STRAY`` of norm ``index`` of ``count``, in the order of the forward pass."""
-    return math.exp(math.log(LAST_SLACK) * index / max(1, count - 1))
 
 
 def static_deviation(module: nn.Module) -> Tensor | None:
