@@ -166,7 +166,7 @@ class Attention(nn.Module):
 
         So the charge moves the matrices of queries and keys and nothing before them. One that reaches the stream pulls
         single tokens about, those whose key is the largest logit of many queries, until they are far out of it, and a
-        static norm does not bring them back (docs/training.md). Of a wide bound ``CHARGED_SAMPLE`` says how many rows.
+        static norm does not bring them back (docs/stability.md). Of a wide bound ``CHARGED_SAMPLE`` says how many rows.
         """
         rows = len(x) if self.config.attention == "bounded" else -(-len(x) // CHARGED_SAMPLE)
         return x[:rows].detach()

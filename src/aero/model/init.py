@@ -7,7 +7,7 @@ projection at the identity, so that attention starts as the identity.
 Models with static norms scale their embeddings by sqrt(d) (``ModelConfig.embedding_scale``). Embeddings of N(0, 0.02)
 alone make a stream that the first attention layer outgrows, and most where it averages over the fewest tokens: the
 first token of a text sees itself alone and leaves that layer several times the size of the others, ten times after
-twenty steps. A norm divides that away; where norms are to become constants it is what breaks them (docs/training.md).
+twenty steps. A norm divides that away; where norms are to become constants it is what breaks them (docs/stability.md).
 A stream that starts near 1 is one that every branch adds little to, the same for all tokens.
 
 Three things are particular to layers without a norm:

@@ -105,6 +105,6 @@ def charge(size: Tensor, start: float) -> Tensor:
     The slope is that of a relative change, the same however far a row strays, and one logit of a row has it, however
     many stray. A penalty whose slope grows with the distance, or adds up over keys, is now and then a hundred times the
     rest of the gradient, which is clipped: in such a step the model learns nothing else, and heads are torn from what
-    they looked at. docs/training.md shows it.
+    they looked at. docs/stability.md shows it.
     """
     return (size / start).clamp(min=1.0).log()

@@ -4,7 +4,7 @@ Attention over keys that are all alike adds up what it otherwise averages out, i
 that away. A static norm passes it on to a bilinear branch, which squares it, so that a model whose u stays below 3 on
 all held-out text can meet a row of one token with u = 15, or with numbers that are not finite. A few such rows beside
 every batch of training, on which the deviation and the logits are held and nothing is learned, are there to keep it
-from that (docs/training.md says how far they do).
+from that (docs/stability.md says how far they do).
 """
 
 from __future__ import annotations
