@@ -148,6 +148,22 @@ def test_the_token_furthest_out_adds_its_logarithm_alone(weight: float) -> None:
     assert float((found[1] - found[0]).detach()) == pytest.approx(weight * math.log(1.01), rel=1e-2, abs=1e-9)
 
 
+@pytest.mark.parametrize(("u", "held"), [(1.7, False), (1.8, True)])
+def test_from_where_a_token_is_held(u: float, held: bool) -> None:
+    norm = static("static")
+    norm.set_blend(1.0)
+    norm.set_stray_weight(1.0)
+    scale = torch.linspace(0.5, 1.0, 50, dtype=torch.float64)[:, None]
+    scale[7] = u
+    with torch.no_grad():
+        norm.constant.fill_(1.0)
+    norm(scale * functional.layer_norm(torch.randn(50, 8, dtype=torch.float64), (8,)))
+    left = static_deviation(norm)
+    assert left is not None
+    mean = (scale.square() - 1 - scale.square().log()).mean() / 2
+    assert (float(left.detach() - mean) > 0.01) == held
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("blend", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("held", [True, False])

@@ -50,6 +50,15 @@ def test_which_way_the_charge_reaches_the_stream(charging: Any) -> None:
         assert len(attached) == len(detached) == rows
 
 
+def test_ways_train_differently(charging: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = charging.Setting(2, 16, 16, 4, 10, 1e-2)
+    monkeypatch.setitem(charging.BOUNDS, "kernel", 0.01)  # so that there is something to charge
+    corpus = charging.load_corpus(tmp_path / "c.npz", megabytes=2.0, vocab_size=charging.divergence.VOCAB, context=16)
+    ways = ("free", "straight", "logarithm", "matrices")
+    runs = {way: charging.train("kernel", way, small, corpus, 0, 1.0)["gradient_norms"] for way in ways}
+    assert len({tuple(norms) for norms in runs.values()}) == len(ways)
+
+
 def test_strengths(charging: Any) -> None:
     assert [charging.strength("straight", "bounded", step, 100) for step in (0, 100)] == pytest.approx([0.1, 3.0])
     assert charging.strength("straight", "kernel", 100, 100) == 0.1
