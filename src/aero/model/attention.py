@@ -165,8 +165,9 @@ class Attention(nn.Module):
         """The rows of x [B, T, d] whose logits training charges, without the graph that made them.
 
         So the charge moves the matrices of queries and keys and nothing before them. One that reaches the stream pulls
-        single tokens about, those whose key is the largest logit of many queries, until they are far out of it, and a
-        static norm does not bring them back (docs/stability.md). Of a wide bound ``CHARGED_SAMPLE`` says how many rows.
+        at the token whose key is the largest logit of many queries with the slopes of all of them, in every head;
+        tokens that have strayed then take longer to come back (docs/stability.md). Of a wide bound only every
+        ``CHARGED_SAMPLE``-th part of a batch is charged.
         """
         rows = len(x) if self.config.attention == "bounded" else -(-len(x) // CHARGED_SAMPLE)
         return x[:rows].detach()
