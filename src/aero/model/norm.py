@@ -46,7 +46,7 @@ MOMENTUM = 0.01
 """Share of a new batch in the running mean of 1/sigma after a hundred batches; before, a plain mean."""
 STRAY = 1.75
 """Value of u above which the token that has the largest adds to the deviation, in every norm. With 2.5 single tokens
-strayed to u = 20 to 50 in the run in which this keeps all below 3.2; its price is in docs/stability.md."""
+strayed to u = 52 in the run in which this keeps all below 3.2; its price is in docs/stability.md."""
 GUARD = 4.0
 """Value of u above which training treats a token as if it had this."""
 
