@@ -6,8 +6,10 @@
     straight   every logit the square of its excess, from 1 on the square's tangent, summed over keys; from 0.75 of the
                bound (a kernel's: 0.375); strength 0.1, for bounded attention growing to 3 between 30 % and 60 %
     logarithm  ln(|x| / start) of every query's largest logit
-    matrices   what ships: the same of logits computed anew from what attention reads, as a given number: it moves the
-               matrices of queries and keys and nothing before them
+    matrices   the same of logits computed anew from what attention reads, as a given number: it moves the matrices of
+               queries and keys and nothing before them
+
+What ships is ``matrices`` for kernel and power and ``logarithm`` for bounded attention.
 
 ``straight`` is what the study's rows had until 2026-11-29, ``logarithm`` what they had on that day; wide bounds are
 charged on a sample of every batch in all, as longer contexts were. Static + bilinear, eight layers, 96 wide, T = 128,
@@ -78,12 +80,17 @@ def straight_excess(
     return charge.sum() / (q.shape[0] * q.shape[2]), size.detach().amax((0, 2, 3))
 
 
-detached_rows = attention.Attention.charged_rows
+shipped_rows = attention.Attention.charged_rows
 
 
 def attached_rows(self: attention.Attention, x: Tensor) -> Tensor:
-    """The same rows with the graph that made them: the charge then moves all that comes before."""
-    return x[: len(detached_rows(self, x))]
+    """The rows that are charged, with the graph that made them: the charge then moves all that comes before."""
+    return x[: len(shipped_rows(self, x))]
+
+
+def detached_rows(self: attention.Attention, x: Tensor) -> Tensor:
+    """The same rows without it."""
+    return attached_rows(self, x).detach()
 
 
 def strength(way: str, kind: str, step: int, steps: int) -> float:

@@ -131,7 +131,8 @@ class Attention(nn.Module):
                 k, v = cache.update(k, v, self.index)
             measured = None
             if with_logits and self.config.bounds_logits:
-                measured = self._queries_and_keys(self.charged_rows(x), start, rotation) if self.training else (q, k)
+                charged = self.charged_rows(x) if self.training else x
+                measured = (q, k) if charged is x else self._queries_and_keys(charged, start, rotation)
             if self.uniform:
                 averaged, plain = self._averaged(_take(v, self.uniform_kv), length, with_entropy)
                 attended, heads = self._attend(q, k, _take(v, self.active_kv), with_entropy, measured)
@@ -162,15 +163,14 @@ class Attention(nn.Module):
         return q, k
 
     def charged_rows(self, x: Tensor) -> Tensor:
-        """The rows of x [B, T, d] whose logits training charges, without the graph that made them.
+        """What of x [B, T, d] training charges the logits of: of a narrow bound all; of a wide one some rows, detached.
 
-        So the charge moves the matrices of queries and keys and nothing before them. One that reaches the stream pulls
-        at the token whose key is the largest logit of many queries with the slopes of all of them, in every head;
-        tokens that have strayed then take longer to come back (docs/stability.md). Of a wide bound only every
-        ``CHARGED_SAMPLE``-th part of a batch is charged.
+        The charge of a wide bound then moves the matrices of queries and keys and nothing before them. One that reaches
+        the stream pulls at the token whose key is the largest logit of many queries with the slopes of all of them, in
+        every head; tokens that have strayed then take longer to come back. A narrow bound needs the stream's help to be
+        held (docs/stability.md has both).
         """
-        rows = len(x) if self.config.attention == "bounded" else -(-len(x) // CHARGED_SAMPLE)
-        return x[:rows].detach()
+        return x if self.config.attention == "bounded" else x[: -(-len(x) // CHARGED_SAMPLE)].detach()
 
     def _by_head(self, x: Tensor) -> Tensor:
         return x.view(*x.shape[:2], -1, self.head_size).transpose(1, 2)
