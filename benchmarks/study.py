@@ -173,13 +173,14 @@ def summary(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for (phase, row, layers, context), members in groups.items():
         if phase == "search":
             continue
-        whole = [member for member in members if member["held_out_loss"] is not None]
+        # A run that ended may still leave the range of numbers on held-out text: it counts, and has no perplexity.
+        whole = [member for member in members if member["perplexity"] is not None]
         losses = {member["run"]["seed"]: member["held_out_loss"] for member in whole}
         against = "search" if phase == "other" else phase
         baseline = groups.get((against, BASELINE, layers, context), [])
         if phase == "other":
             baseline = [member for member in baseline if member["run"]["rate"] == best]
-        theirs = {b["run"]["seed"]: b["held_out_loss"] for b in baseline if b["held_out_loss"] is not None}
+        theirs = {b["run"]["seed"]: b["held_out_loss"] for b in baseline if b["perplexity"] is not None}
         differences = [losses[seed] - theirs[seed] for seed in losses if seed in theirs]
         perplexities = [math.exp(loss) for loss in losses.values()] if phase != "stability" else []
         entries.append(
