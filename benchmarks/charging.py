@@ -119,7 +119,7 @@ def train(kind: str, way: str, setting: Setting, corpus: Corpus, seed: int, jolt
     attention.logit_excess = straight_excess if way == "straight" else logits.logit_excess  # type: ignore[attr-defined]
     attention.Attention.charged_rows = detached_rows if way == "matrices" else attached_rows  # type: ignore[method-assign]
     model, steps = build(kind, setting, seed), setting.steps
-    annealing = Annealing(static=StaticSchedule(repeats=0.0))  # the charge alone
+    annealing = Annealing(static=StaticSchedule(concentrated=0.0))  # the charge alone
     optimizer = divergence.optimizer_of(model, divergence.cure_named("shipped"), setting.learning_rate)
     peaks = [group["lr"] for group in optimizer.param_groups]
     source = batches(corpus.training, setting.batch, seed)

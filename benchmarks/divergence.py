@@ -264,9 +264,9 @@ def train(row: str, setting: Setting, cure: Cure, corpus: Corpus, seed: int, *, 
     """One run; it stops at the first loss or gradient that is not finite."""
     model = build(row, setting, cure, seed)
     schedule = (
-        StaticSchedule(repeats=0.0)
+        StaticSchedule(concentrated=0.0)
         if cure.shipped
-        else StaticSchedule(end=cure.end, stagger=cure.stagger, deviation=cure.deviation, repeats=0.0)
+        else StaticSchedule(end=cure.end, stagger=cure.stagger, deviation=cure.deviation, concentrated=0.0)
     )
     annealing, steps = Annealing(static=schedule), setting.steps
     optimizer = optimizer_of(model, cure, setting.learning_rate)

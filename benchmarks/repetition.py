@@ -1,15 +1,21 @@
-"""What words that are said over and over do to models with static norms, and rows of them in training against it.
+"""What words that are said over and over do to models with static norms, and rows beside every batch against it.
 
     PYTHONPATH=src python benchmarks/repetition.py --corpus runs/repetition.npz --seeds 0,1 --json out.json
     PYTHONPATH=src python benchmarks/repetition.py --model models/aero-code-small --json out.json
 
 Static + bilinear with softmax and with kernel attention, eight layers, 96 wide, T = 256, 300 steps of 2,048 tokens at a
-rate of 6e-3, otherwise as ``divergence.py`` trains; without and with repeated rows beside every batch (one for eight
-rows of text). Of each model, as it is folded: the held-out loss, and the largest u of a token in any norm
+rate of 6e-3 (--rate), otherwise as ``divergence.py`` trains. Beside every batch of eight rows of text
+
+    nothing        no row
+    repeated       a row of a repeated word, of up to 16 tokens: what training had until 2026-11-29
+    concentrated   a row whose heads look at one token each (``aero.model.concentrated``), which is what ships
+
+Of each model, as it is folded: the held-out loss, in how many steps from the start of the norms' blend on a token had a
+u above 4, and the largest u of a token in any norm
 
     held out   on held-out text
     tokens     on rows of one token each: 1,024 tokens, the whole vocabulary of the small models
-    words      on 1,024 rows of words of up to 16 tokens, drawn as in training from another seed
+    words      on 1,024 rows of words of up to 16 tokens, half of them from the text
 
 and how many of a thousand such rows have a u above 4, which no token leaves a norm with in training. --model measures a
 trained model instead; its words are drawn from its vocabulary alone, and rows of one token from its farthest on are
@@ -24,13 +30,14 @@ import math
 import shlex
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 import charging
 import divergence
@@ -41,8 +48,8 @@ from aero.eliminate.source import folded
 from aero.eliminate.strays import largest_u
 from aero.errors import AeroError
 from aero.files import write_json
-from aero.model import load_pretrained, static_norms
-from aero.model.norm import GUARD
+from aero.model import AeroForCausalLM, load_pretrained, static_norms
+from aero.model.norm import GUARD, static_deviation
 from aero.model.repeats import repeated_rows
 from aero.private.emulator.emulate import Emulator, Settings, truncation_of
 from aero.private.protocols import protocol_named
@@ -51,7 +58,7 @@ from stability import learning_rate
 from stability_corpus import Corpus, batches, load_corpus
 
 SETTING = Setting(8, 96, 256, 8, 300, 6e-3)
-SHARES = (0.0, StaticSchedule().repeats)
+BESIDE = ("nothing", "repeated", "concentrated")
 KINDS = ("softmax", "kernel")
 WORDS = 1024
 """Rows of words that are measured."""
@@ -62,21 +69,41 @@ RANKS = (0, 1, 2, 4, 7, 11, 17, 24, 39, 59, 89, 200, 500)
 OTHER_SEED = 1000
 
 
-def train(kind: str, share: float, setting: Setting, corpus: Corpus, seed: int) -> dict[str, Any]:
+def loss_of(model: AeroForCausalLM, windows: Tensor, beside: str) -> Tensor:
+    """The loss of a batch [B, T], as ``AeroForCausalLM`` has it or with repeated rows joined in their place."""
+    if beside != "repeated":
+        loss = model(input_ids=windows, labels=windows).loss
+        assert isinstance(loss, Tensor)
+        return loss
+    rows = torch.cat([repeated_rows(windows, divergence.VOCAB, StaticSchedule().concentrated), windows])
+    bounds = any(layer.bounds_logits for layer in model.decoder.config.layers)
+    out = model.decoder(rows, with_logits=bounds).last_rows(len(windows))
+    loss = functional.cross_entropy(out.logits[:, :-1].flatten(0, 1), windows[:, 1:].flatten())
+    deviation = static_deviation(model)
+    assert deviation is not None
+    loss = loss + model.deviation_strength * deviation
+    return loss if out.logit_penalty is None else loss + model.logit_strength * out.logit_penalty
+
+
+def train(kind: str, beside: str, setting: Setting, corpus: Corpus, seed: int) -> dict[str, Any]:
     """One run and its figures; it stops at the first gradient that is not finite."""
     model, steps = charging.build(kind, setting, seed), setting.steps
-    annealing = Annealing(static=StaticSchedule(repeats=share))
+    schedule = StaticSchedule()
+    annealing = Annealing(static=schedule if beside == "concentrated" else replace(schedule, concentrated=0.0))
+    first = math.ceil(schedule.start * steps)
     optimizer = divergence.optimizer_of(model, divergence.cure_named("shipped"), setting.learning_rate)
     peaks = [group["lr"] for group in optimizer.param_groups]
     source = batches(corpus.training, setting.batch, seed)
     norms: list[float] = []
+    tops: list[float] = []
     began = time.perf_counter()
     for step in range(steps):
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["lr"] = peak * learning_rate(step, steps)
         annealing.apply(model, step, steps)
         windows = next(source).long()[:, : setting.context]
-        model(input_ids=windows, labels=windows).loss.backward()
+        loss_of(model, windows, beside).backward()
+        tops.append(max(float(norm.largest) for _, norm in static_norms(model) if norm.largest is not None))
         norms.append(float(nn.utils.clip_grad_norm_(model.parameters(), 1.0)))
         if not math.isfinite(norms[-1]):
             return {"finished": False}
@@ -88,6 +115,7 @@ def train(kind: str, share: float, setting: Setting, corpus: Corpus, seed: int) 
     return {
         "finished": True,
         "held_out": divergence.evaluate(model, corpus, setting),
+        "strays": sum(top > GUARD for top in tops[first:]),
         "largest_u": {"held_out": top(model, text), **of_repetition(model, text, divergence.VOCAB)},
         "words_beyond_guard": beyond(model, words_of(text, divergence.VOCAB)),
         "seconds": seconds,
@@ -162,6 +190,8 @@ def main(argv: list[str], setting: Setting = SETTING) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kinds", default=",".join(KINDS), help="of attention, separated by commas")
     parser.add_argument("--seeds", type=charging.seeds, default=[0, 1], help="numbers, separated by commas")
+    parser.add_argument("--beside", default=",".join(BESIDE[1:]), help="rows beside a batch, separated by commas")
+    parser.add_argument("--rate", type=float, default=setting.learning_rate, help="peak of the learning rate")
     parser.add_argument("--megabytes", type=float, default=8.0, help="size of the corpus")
     parser.add_argument("--corpus", type=Path, help="file that keeps the tokens for the next run")
     parser.add_argument("--model", type=Path, help="folder of a trained model, measured in the place of training any")
@@ -185,19 +215,25 @@ def main(argv: list[str], setting: Setting = SETTING) -> None:
             write_json(arguments.json, {**head, **result})
         return
     kinds = charging.named(parser, arguments.kinds, KINDS)
-    runs = charging.kept(parser, arguments.json, ("kind", "share", "seed"))
-    done = {(run["kind"], run["share"], run["seed"]) for run in runs}
+    ways = charging.named(parser, arguments.beside, BESIDE)
+    if not 0 < arguments.rate < math.inf:
+        parser.error("the rate is a positive number")
+    setting = replace(setting, learning_rate=arguments.rate)
+    names = ("kind", "beside", "rate", "seed")
+    runs = charging.kept(parser, arguments.json, names)
+    done = {tuple(run[name] for name in names) for run in runs}
     corpus = load_corpus(
         arguments.corpus, megabytes=arguments.megabytes, vocab_size=divergence.VOCAB, context=setting.context
     )
     for seed in arguments.seeds:
         for kind in kinds:
-            for share in SHARES:
-                if (kind, share, seed) in done:
+            for beside in ways:
+                if (kind, beside, arguments.rate, seed) in done:
                     continue
-                result = train(kind, share, setting, corpus, seed)
-                runs.append({"kind": kind, "share": share, "seed": seed, "commit": provenance.commit(), **result})
-                print(kind, share, seed, result, flush=True)
+                result = train(kind, beside, setting, corpus, seed)
+                run = {"kind": kind, "beside": beside, "rate": arguments.rate, "seed": seed}
+                runs.append({**run, "commit": provenance.commit(), **result})
+                print(kind, beside, arguments.rate, seed, result, flush=True)
                 if arguments.json is not None:
                     write_json(arguments.json, {**head, "setting": asdict(setting), "runs": runs})
 

@@ -1,9 +1,9 @@
 """Static norms without one of the things that hold them, and what their tokens do meanwhile: the evidence for them.
 
 ``study_plan.ABLATIONS`` names what can be left out, beside the scale of the embeddings: ``stray``, the token furthest
-out in the deviation; ``settle``, its late start; ``guard``; ``repeats``, the rows of repeated words; ``everything``,
-stray, guard and repeats, which leaves a mean over tokens in the loss and nothing else. ``aero.model.norm`` and
-``aero.model.repeats`` say what each is for.
+out in the deviation; ``settle``, its late start; ``guard``; ``concentrated``, the concentrated rows; ``everything``,
+stray, guard and concentrated, which leaves a mean over tokens in the loss and nothing else. ``aero.model.norm`` and
+``aero.model.concentrated`` say what each is for.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def schedules_without(config: ModelConfig, without: str) -> Annealing:
         norms.GUARD = NO_GUARD
     if without == "settle":
         return Annealing(static=FromTheFirstStep())
-    if without in ("repeats", "everything"):
-        return Annealing(static=StaticSchedule(repeats=0.0))
+    if without in ("concentrated", "everything"):
+        return Annealing(static=StaticSchedule(concentrated=0.0))
     return schedules(config)
 
 

@@ -59,7 +59,7 @@ STABLE_FACTORS = (0.5, 2.0)
 RATES = (2.5e-4, 5e-4, 1e-3, 2e-3)
 CURE_RATE = 1e-3
 """At which static norms that lack something do not finish."""
-ABLATIONS = ("scale", "stray", "settle", "guard", "repeats", "everything")
+ABLATIONS = ("scale", "stray", "settle", "guard", "concentrated", "everything")
 """What static norms can lack: the scale of the embeddings, and what ``study_ablation.py`` says."""
 WITHOUT = " without "
 

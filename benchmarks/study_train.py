@@ -23,6 +23,7 @@ from aero.eliminate.anneal import StaticSchedule
 from aero.eliminate.strays import largest_u
 from aero.entropy import EntropyRegularizer, EntropyRegularizerConfig, bucket_shares, head_entropy, reachable_entropy
 from aero.files import write_json
+from aero.model.concentrated import concentrated_rows
 from aero.model.decoder import Decoder
 from aero.model.norm import GUARD
 from aero.model.repeats import repeated_rows
@@ -81,7 +82,7 @@ def train(
             layer.compile()
     loss_of = torch.compile(cross_entropy) if compiled else cross_entropy
     annealing = schedules_without(config, run.without)
-    repeats = 0.0 if annealing.static is None else annealing.static.repeats
+    share_beside = 0.0 if annealing.static is None else annealing.static.concentrated
     bounds = any(layer.bounds_logits for layer in config.layers)
     source = batches(training, size, run.seed, state["step"])
     began, saved = time.monotonic(), time.monotonic()
@@ -102,11 +103,11 @@ def train(
         for rows in next(source).chunk(parts):
             windows, share = rows.to(device, non_blocking=True).long(), len(rows) / size
             tokens = windows[:, :-1]
-            if repeats > 0:
-                odd = repeated_rows(tokens, config.vocab_size, repeats, generator)
-                tokens = torch.cat([odd, tokens])
+            beside = concentrated_rows(tokens, config.vocab_size, share_beside, generator) if share_beside > 0 else None
             with torch.autocast("cuda", torch.bfloat16) if compiled else nullcontext():
-                result = model(tokens, with_entropy=regularizer is not None, with_logits=bounds).last_rows(len(windows))
+                result = model(
+                    tokens, with_entropy=regularizer is not None, with_logits=bounds, concentrated=beside
+                ).last_rows(len(windows))
                 loss = loss_of(result.logits, windows[:, 1:])
             objective = loss + penalty(model, result, annealing, strength)
             if regularizer is not None and result.entropies is not None:
@@ -162,7 +163,7 @@ def train(
         "perplexity": None,
         **figures,
         "operators": operators(config),
-        "repeats": repeats,
+        "concentrated": share_beside,
         "logit_bounds": sorted({layer.logit_bound for layer in config.layers if layer.bounds_logits}),
         "curve": [[step, round(finite[step], 4)] for step in range(0, len(finite), every)],
         "largest_gradient_norm": max(norms[: len(finite)], default=None),

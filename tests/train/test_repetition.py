@@ -13,6 +13,7 @@ import torch
 
 from aero.architecture import architecture
 from aero.config import LayerConfig, ModelConfig
+from aero.eliminate.anneal import Annealing, StaticSchedule
 from aero.eliminate.strays import largest_u
 from aero.model import AeroConfig, AeroForCausalLM, set_static_blend
 
@@ -35,19 +36,25 @@ def test_runs_are_kept_and_not_repeated(repetition: Any, tmp_path: Path, capsys:
     file = tmp_path / "out.json"
     small = repetition.Setting(2, 16, 16, 4, 10, 1e-2)
     words = ["--corpus", str(tmp_path / "c.npz"), "--megabytes", "2", "--json", str(file), "--seeds", "0"]
+    words += ["--beside", "nothing,repeated,concentrated"]
     repetition.main(words, small)
     runs = json.loads(file.read_text())["runs"]
-    assert [(run["kind"], run["share"]) for run in runs] == [
-        ("softmax", 0.0),
-        ("softmax", 1 / 32),
-        ("kernel", 0.0),
-        ("kernel", 1 / 32),
-    ]
+    kinds = [(kind, beside) for kind in ("softmax", "kernel") for beside in repetition.BESIDE]
+    assert [(run["kind"], run["beside"]) for run in runs] == kinds
+    assert {run["rate"] for run in runs} == {1e-2}
     assert all(run["finished"] and set(run["largest_u"]) == {"held_out", "tokens", "words"} for run in runs)
-    assert runs[0]["held_out"] != runs[1]["held_out"]
+    assert len({run["held_out"] for run in runs}) == len(runs)
     capsys.readouterr()
     repetition.main(words, small)
     assert capsys.readouterr().out == ""
+    repetition.main([*words, "--kinds", "softmax", "--beside", "nothing", "--rate", "2e-2"], small)
+    *_, another = json.loads(file.read_text())["runs"]
+    assert (another["rate"], another["beside"]) == (2e-2, "nothing")
+    assert another["held_out"] != runs[0]["held_out"]
+    with pytest.raises(SystemExit) as stop:
+        repetition.main([*words, "--rate", "nan"], small)
+    assert stop.value.code == 2
+    assert "the rate is a positive number" in capsys.readouterr().err
     file.write_text("[]")
     with pytest.raises(SystemExit) as stop:
         repetition.main(words, small)
@@ -87,3 +94,19 @@ def test_a_trained_model_is_measured(repetition: Any, tmp_path: Path) -> None:
     assert len(private) == sum(rank < 32 for rank in repetition.RANKS)
     assert private[0]["largest_u"] == pytest.approx(found["largest_u"]["tokens"], rel=1e-3)
     assert all(0 < entry["largest_error"] < 0.01 for entry in private)
+
+
+@pytest.mark.parametrize("kind", ["softmax", "kernel"])
+def test_repeated_rows_join_the_loss_as_concentrated_ones_do(
+    repetition: Any, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = repetition.charging.build(kind, repetition.Setting(2, 16, 16, 4, 10, 1e-2), 0)
+    Annealing(static=StaticSchedule(concentrated=0.0)).apply(model, 3, 10)
+    tokens = torch.randint(repetition.divergence.VOCAB, (4, 16), generator=torch.Generator().manual_seed(0))
+    # With rows of the batch in their place, what the model makes of the batch twice.
+    monkeypatch.setattr(repetition, "repeated_rows", lambda rows, _vocab, _share: rows)
+    joined = float(repetition.loss_of(model, tokens, "repeated").detach())
+    alone = float(repetition.loss_of(model, tokens, "nothing").detach())
+    assert joined == pytest.approx(alone, rel=1e-5)
+    monkeypatch.setattr(repetition, "repeated_rows", lambda rows, _vocab, _share: rows.flip(1))
+    assert float(repetition.loss_of(model, tokens, "repeated").detach()) != pytest.approx(alone, rel=1e-7)

@@ -128,12 +128,12 @@ def test_the_model_follows_its_schedules(corpus: Path, tmp_path: Path, monkeypat
         if self.training:
             norm = next(norm for _, norm in static_norms(self))
             assert norm.stray_weight is not None
-            shares.add(self.repeats)
+            shares.add(self.concentrated)
             seen.append((float(norm.blend), self.deviation_strength, float(norm.stray_weight)))
         return forward(self, *args, **kwargs)
 
     monkeypatch.setattr(AeroForCausalLM, "forward", record)
-    schedule = StaticSchedule(start=0.25, end=0.75, deviation=0.2, repeats=0.25)
+    schedule = StaticSchedule(start=0.25, end=0.75, deviation=0.2, concentrated=0.25)
     train(tiny("static+bilinear", static=schedule, steps=8), corpus, tmp_path / "run")
     assert shares == {0.25}
     assert [each[:2] for each in seen] == [(blend, 0.2) for blend in (0, 0, 0, 0.25, 0.5, 0.75, 1, 1)]

@@ -59,8 +59,9 @@ class StaticSchedule(Ramp):
     settle: until then the deviation is a mean over tokens alone; from ``start`` on it also holds the token furthest
         out, with a weight that is linear between. From the first step on that would cost what a model learns fastest;
         with the blend it would come too late. In [0, start).
-    repeats: so many rows for each row of text join every batch, on which the deviation and the logits are held and
-        nothing is learned: words said over and over (``aero.model.repeats``), one a micro-batch at least. In [0, 1].
+    concentrated: so many rows for each row of text join every batch, on which the deviation and the logits are held and
+        nothing is learned: every head looks at one token (``aero.model.concentrated``); one a micro-batch at least. In
+        [0, 1].
     """
 
     start: float = 0.35
@@ -68,7 +69,7 @@ class StaticSchedule(Ramp):
     stagger: float = 0.0
     deviation: float = 0.3
     settle: float = 0.1
-    repeats: float = 1 / 32
+    concentrated: float = 1 / 32
 
     def __post_init__(self) -> None:
         if not 0 < self.start < self.end <= 1:
@@ -79,8 +80,9 @@ class StaticSchedule(Ramp):
             raise ValueError(f"the weight of the deviation must not be negative, not {self.deviation}")
         if not 0 <= self.settle < self.start:
             raise ValueError(f"a static schedule needs 0 <= settle < start, not {self.settle} and {self.start}")
-        if not 0 <= self.repeats <= 1:
-            raise ValueError(f"the share of a static schedule's repeated rows lies in [0, 1], not {self.repeats}")
+        if not 0 <= self.concentrated <= 1:
+            share = self.concentrated
+            raise ValueError(f"the share of a static schedule's concentrated rows lies in [0, 1], not {share}")
 
     def stray(self, step: int, steps: int) -> float:
         """The share of the token furthest out in the deviation, for a step of ``steps``."""
@@ -177,5 +179,5 @@ class Annealing:
                 module.anneal_power(self.power.at(step, steps))
             elif isinstance(module, AeroForCausalLM):
                 module.deviation_strength = 0.0 if self.static is None else self.static.deviation
-                module.repeats = 0.0 if self.static is None else self.static.repeats
+                module.concentrated = 0.0 if self.static is None else self.static.concentrated
                 module.logit_strength = self.logit_strength(step, steps)

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from aero.config import LayerConfig, ModelConfig
 from aero.model.cache import KeyValueCache
+from aero.model.concentrated import at_keys
 from aero.model.kernel import kernel_attention
 from aero.model.logits import CHARGED_SAMPLE, logit_excess
 from aero.model.power import power_attention
@@ -117,8 +118,13 @@ class Attention(nn.Module):
         cache: KeyValueCache | None,
         with_entropy: bool,
         with_logits: bool,
+        keys: Tensor | None = None,
     ) -> tuple[Tensor, Heads]:
-        """x [B, T, d], from position ``start`` on -> output [B, T, d], and what was asked for of the heads."""
+        """x [B, T, d], from position ``start`` on -> output [B, T, d], and what was asked for of the heads.
+
+        keys: positions [n, H, T] at which the heads of the first n rows look and nowhere else (``Concentrated``);
+            uniform heads average all the same. None for no such rows.
+        """
         batch, length, _ = x.shape
         v = new = self._by_head(x if self.v is None else self.v(x))
         if self.q is None or self.k is None:
@@ -133,9 +139,11 @@ class Attention(nn.Module):
             if with_logits and self.config.bounds_logits:
                 charged = self.charged_rows(x) if self.training else x
                 measured = (q, k) if charged is x else self._queries_and_keys(charged, start, rotation)
+            if keys is not None and self.uniform:
+                keys = _take(keys, self.active)
             if self.uniform:
                 averaged, plain = self._averaged(_take(v, self.uniform_kv), length, with_entropy)
-                attended, heads = self._attend(q, k, _take(v, self.active_kv), with_entropy, measured)
+                attended, heads = self._attend(q, k, _take(v, self.active_kv), with_entropy, measured, keys)
                 y = self._merge(attended, averaged)
                 if heads.entropy is not None and plain.entropy is not None:
                     heads = heads._replace(entropy=self._merge(heads.entropy, plain.entropy.to(heads.entropy.dtype)))
@@ -143,7 +151,7 @@ class Attention(nn.Module):
                     none = heads.largest.new_zeros(1, len(self.uniform))
                     heads = heads._replace(largest=self._merge(heads.largest[None], none)[0])
             else:
-                y, heads = self._attend(q, k, v, with_entropy, measured)
+                y, heads = self._attend(q, k, v, with_entropy, measured, keys)
         if self.gains is not None:
             alpha, beta, gamma = self.gains.to(y.dtype)[:, :, None, None]
             y = alpha * new + beta * y - gamma * causal_average(v, length)
@@ -195,11 +203,18 @@ class Attention(nn.Module):
         return y, Heads(entropy=seen.log().expand(*y.shape[:2], queries))
 
     def _attend(
-        self, q: Tensor, k: Tensor, v: Tensor, with_entropy: bool, measured: tuple[Tensor, Tensor] | None
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        with_entropy: bool,
+        measured: tuple[Tensor, Tensor] | None,
+        concentrated: Tensor | None,
     ) -> tuple[Tensor, Heads]:
         """Causal attention of q [B, active heads, Tq, d_k], the last Tq positions, over k, v [B, ..., Tk, d_k].
 
         measured: queries and keys whose logits are, or None.
+        concentrated: [n, active heads, T], the keys of the first n rows, or None.
         """
         layer, scale = self.config, self.head_size**-0.5
         penalty = largest = entropy = None
@@ -224,6 +239,8 @@ class Attention(nn.Module):
             y, entropy = attention_with_entropy(q, k, v, scale=scale, causal=True)
         else:
             y = _softmax_attention(q, k, v)
+        if concentrated is not None:
+            y = torch.cat([at_keys(v, concentrated).to(y.dtype), y[len(concentrated) :]])
         return y, Heads(entropy, penalty, largest)
 
 

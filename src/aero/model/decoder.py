@@ -11,6 +11,7 @@ from aero.config import LayerConfig, ModelConfig
 from aero.errors import AeroError
 from aero.model.attention import Attention, Heads
 from aero.model.cache import KeyValueCache
+from aero.model.concentrated import Concentrated
 from aero.model.feedforward import make_feedforward
 from aero.model.init import constrain, initialise, start_alpha
 from aero.model.norm import make_norm
@@ -89,8 +90,12 @@ class Layer(nn.Module):
         cache: KeyValueCache | None,
         with_entropy: bool,
         with_logits: bool,
+        keys: Tensor | None = None,
     ) -> tuple[Tensor, Heads]:
-        """x [B, T, d] -> the stream after the layer [B, T, d], and what was asked for of its heads."""
+        """x [B, T, d] -> the stream after the layer [B, T, d], and what was asked for of its heads.
+
+        keys: as in ``Attention.forward``.
+        """
         attended, heads = self.attention(
             self.attention_norm(x),
             start=start,
@@ -98,6 +103,7 @@ class Layer(nn.Module):
             cache=cache,
             with_entropy=with_entropy,
             with_logits=with_logits,
+            keys=keys,
         )
         stream = x + attended if self.config.attention_skip else attended
         out = stream if self.beta is None else self.beta * stream
@@ -149,6 +155,7 @@ class Decoder(nn.Module):
         with_logits: bool = False,
         with_states: bool = False,
         keep: int = 0,
+        concentrated: Concentrated | None = None,
     ) -> DecoderOutput:
         """Logits of the next token at every position.
 
@@ -160,10 +167,16 @@ class Decoder(nn.Module):
         with_logits: also measure the attention logits of the layers that bound them.
         with_states: also return the residual stream after every layer.
         keep: compute logits of the last ``keep`` positions only; 0 means all.
+        concentrated: rows that are put before those of ``tokens`` and whose heads look at one token each; without a
+            cache. They are in everything that is returned; None for no such rows.
         Raises AeroError if the text is longer than the model's context, ValueError for neither or both inputs.
         """
         if (tokens is None) == (embeddings is None):
             raise ValueError("give either tokens or embeddings")
+        if concentrated is not None:
+            if tokens is None or cache is not None:
+                raise ValueError("concentrated rows join tokens, without a cache")
+            tokens = torch.cat([concentrated.tokens, tokens])
         x: Tensor = self.embedding(tokens) if embeddings is None else embeddings
         length = x.shape[1]
         first = start if start is not None else cache.get_seq_length() if cache is not None else 0
@@ -181,9 +194,15 @@ class Decoder(nn.Module):
             x = x * self.config.embedding_scale
         heads: list[Heads] = []
         states: list[Tensor] = []
-        for layer in self.layers:
+        for index, layer in enumerate(self.layers):
             x, seen = layer(
-                x, start=first, rotation=turn, cache=cache, with_entropy=with_entropy, with_logits=with_logits
+                x,
+                start=first,
+                rotation=turn,
+                cache=cache,
+                with_entropy=with_entropy,
+                with_logits=with_logits,
+                keys=None if concentrated is None else concentrated.keys(index, self.config.heads),
             )
             heads.append(seen)
             if with_states:

@@ -20,10 +20,10 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from aero.config import ModelConfig
 from aero.errors import AeroError
+from aero.model.concentrated import Concentrated, concentrated_rows
 from aero.model.decoder import Decoder
 from aero.model.logits import PENALTY_STRENGTH
 from aero.model.norm import static_deviation, sync_static
-from aero.model.repeats import repeated_rows
 
 
 class AeroConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
@@ -119,9 +119,9 @@ class AeroForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-unty
 
     logit_strength, deviation_strength: factors in the loss on ``DecoderOutput.logit_penalty`` and on the static norms'
         ``static_deviation``. They act in training only. A schedule (``aero.eliminate.anneal``) sets them.
-    repeats: the share of rows that join a batch in training for the sake of the deviation and of the logits' penalty
-        (``repeated_rows``); they come first, so that they are in every sample of a batch. What is returned is of the
-        batch alone. A schedule sets it too.
+    concentrated: the share of rows that join a batch in training for the sake of the deviation and of the logits'
+        penalty (``concentrated_rows``); they come first, so that they are in every sample of a batch. What is returned
+        is of the batch alone. A schedule sets it too.
     """
 
     config_class = AeroConfig
@@ -134,7 +134,7 @@ class AeroForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-unty
         self.decoder = Decoder(config.model_config)
         self.logit_strength = PENALTY_STRENGTH
         self.deviation_strength = 0.0
-        self.repeats = 0.0
+        self.concentrated = 0.0
         # Which names share a tensor depends on the choices (tied head, global slope), so it is found on the instance.
         self._tied_weights_keys = {f"decoder.{name}": f"decoder.{first}" for name, first in self.decoder.tied().items()}
         self._bounds_logits = any(layer.bounds_logits for layer in self.decoder.config.layers)
@@ -171,21 +171,21 @@ class AeroForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-unty
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         penalised = labels is not None and self.training and self._bounds_logits
-        tokens = input_ids
-        joined = labels is not None and self.training and self.repeats > 0 and self.deviation_strength > 0
+        joined = labels is not None and self.training and self.concentrated > 0 and self.deviation_strength > 0
+        beside: Concentrated | None = None
         if joined and input_ids is not None:
-            vocab_size = self.config.model_config.vocab_size
-            tokens = torch.cat([repeated_rows(input_ids, vocab_size, self.repeats), input_ids])
+            beside = concentrated_rows(input_ids, self.config.model_config.vocab_size, self.concentrated)
         out = self.decoder(
-            tokens,
+            input_ids,
             embeddings=inputs_embeds,
             cache=past_key_values,
             with_entropy=output_entropies,
             with_logits=output_largest_logits or penalised,
             with_states=bool(output_hidden_states),
             keep=0 if labels is not None else logits_to_keep,
+            concentrated=beside,
         )
-        if input_ids is not None and tokens is not input_ids:
+        if input_ids is not None and beside is not None:
             out = out.last_rows(len(input_ids))
         loss: Tensor | None = None
         if labels is not None:
