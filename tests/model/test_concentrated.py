@@ -100,7 +100,7 @@ def test_uniform_heads_average_all_the_same() -> None:
     config = config.with_layers(lambda layer: replace(layer, uniform_heads=(0,)))
     decoder = Decoder(config).double().eval()
     text = torch.randint(64, (1, 32), generator=torch.Generator().manual_seed(2))
-    rows = Concentrated(text, torch.full((1, 32), 0.75))
+    rows = concentrated_rows(text, 64, 1.0, torch.Generator().manual_seed(3))
     merged: list[torch.Tensor] = []
     output = decoder.blocks()[0].attention.o
     values = decoder.blocks()[0].attention.v
@@ -111,9 +111,21 @@ def test_uniform_heads_average_all_the_same() -> None:
     with torch.no_grad():
         decoder(text, concentrated=rows)
     v, y = merged
-    assert torch.allclose(y[0, :, :8], y[1, :, :8])
-    assert torch.allclose(y[0, :, 8:], v[0, :, 8:])
-    assert not torch.allclose(y[1, :, 8:], v[1, :, 8:])
+    assert torch.allclose(y[0, -1, :8], v[0, :, :8].mean(0))
+    assert torch.allclose(y[0, :, 8:], v[0, rows.keys(0, 2)[0, 1], 8:])
+    assert not torch.allclose(y[1, :, 8:], v[1, rows.keys(0, 2)[0, 1], 8:])
+
+
+def test_every_layers_heads_look_elsewhere() -> None:
+    torch.manual_seed(0)
+    decoder, text = Decoder(SHAPE), torch.randint(64, (2, 32), generator=torch.Generator().manual_seed(2))
+    rows = concentrated_rows(text, 64, 1.0, torch.Generator().manual_seed(3))
+    given: list[torch.Tensor] = []
+    for block in decoder.blocks():
+        block.register_forward_pre_hook(lambda _module, _inputs, words: given.append(words["keys"]), with_kwargs=True)
+    decoder(text, concentrated=rows)
+    assert [torch.equal(keys, rows.keys(index, 2)) for index, keys in enumerate(given)] == [True, True]
+    assert not torch.equal(*given)
 
 
 def test_they_join_tokens_alone() -> None:
@@ -161,7 +173,10 @@ def test_the_deviation_sees_the_rows_and_the_loss_of_words_does_not() -> None:
     model.eval()
     with torch.no_grad():
         model(input_ids=tokens, labels=tokens)
-    assert seen == [6, 3, 3]
+    model.deviation_strength = 0.3
+    with torch.no_grad():
+        model(input_ids=tokens, labels=tokens)
+    assert seen == [6, 3, 3, 3]
     assert float(loss.detach()) > float(alone.detach())
 
 

@@ -102,9 +102,15 @@ def test_repeated_rows_join_the_loss_as_concentrated_ones_do(
 ) -> None:
     model = repetition.charging.build(kind, repetition.Setting(2, 16, 16, 4, 10, 1e-2), 0)
     Annealing(static=StaticSchedule(concentrated=0.0)).apply(model, 3, 10)
+    query = model.decoder.blocks()[0].attention.q
+    assert query is not None
+    with torch.no_grad():
+        query.weight.mul_(100.0)  # logits that are charged
     tokens = torch.randint(repetition.divergence.VOCAB, (4, 16), generator=torch.Generator().manual_seed(0))
     # With rows of the batch in their place, what the model makes of the batch twice.
     monkeypatch.setattr(repetition, "repeated_rows", lambda rows, _vocab, _share: rows)
+    charged = model(input_ids=tokens, labels=tokens).logit_penalty
+    assert (charged is not None and float(charged.detach()) > 0) == (kind == "kernel")
     joined = float(repetition.loss_of(model, tokens, "repeated").detach())
     alone = float(repetition.loss_of(model, tokens, "nothing").detach())
     assert joined == pytest.approx(alone, rel=1e-5)
