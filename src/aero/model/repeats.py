@@ -1,10 +1,9 @@
-"""Rows of words said over and over: text that hardly occurs in training and drives static norms further than any other.
+"""Rows of words said over and over: text that hardly occurs and drives static norms further than any other.
 
 Attention over keys that are all alike adds up what it otherwise averages out, in every layer again. A norm would divide
 that away. A static norm passes it on to a bilinear branch, which squares it, so that a model whose u stays below 3 on
-all held-out text can meet a row of one token with u = 15, or with numbers that are not finite. A few such rows beside
-every batch of training, on which the deviation and the logits are held and nothing is learned, are there to keep it
-from that (docs/stability.md says how far they do).
+all held-out text can meet a row of one token with u = 15, or with numbers that are not finite. What keeps it from that
+is ``aero.model.concentrated``; these rows measure how far it does (docs/stability.md).
 """
 
 from __future__ import annotations
