@@ -37,24 +37,23 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 import charging
 import divergence
 from aero import provenance
 from aero.eliminate import plain
 from aero.eliminate.anneal import Annealing, StaticSchedule
+from aero.eliminate.repeats import repeated_rows
 from aero.eliminate.source import folded
 from aero.eliminate.strays import largest_u
 from aero.errors import AeroError
 from aero.files import write_json
 from aero.model import AeroForCausalLM, load_pretrained, static_norms
-from aero.model.norm import GUARD, static_deviation
-from aero.model.repeats import repeated_rows
+from aero.model.norm import GUARD
 from aero.private.emulator.emulate import Emulator, Settings, truncation_of
 from aero.private.protocols import protocol_named
 from divergence import Setting
-from stability import learning_rate
+from stability import cross_entropy, learning_rate, penalty
 from stability_corpus import Corpus, batches, load_corpus
 
 SETTING = Setting(8, 96, 256, 8, 300, 6e-3)
@@ -69,20 +68,16 @@ RANKS = (0, 1, 2, 4, 7, 11, 17, 24, 39, 59, 89, 200, 500)
 OTHER_SEED = 1000
 
 
-def loss_of(model: AeroForCausalLM, windows: Tensor, beside: str) -> Tensor:
+def loss_of(model: AeroForCausalLM, windows: Tensor, beside: str, annealing: Annealing) -> Tensor:
     """The loss of a batch [B, T], as ``AeroForCausalLM`` has it or with repeated rows joined in their place."""
     if beside != "repeated":
         loss = model(input_ids=windows, labels=windows).loss
         assert isinstance(loss, Tensor)
         return loss
     rows = torch.cat([repeated_rows(windows, divergence.VOCAB, StaticSchedule().concentrated), windows])
-    bounds = any(layer.bounds_logits for layer in model.decoder.config.layers)
-    out = model.decoder(rows, with_logits=bounds).last_rows(len(windows))
-    loss = functional.cross_entropy(out.logits[:, :-1].flatten(0, 1), windows[:, 1:].flatten())
-    deviation = static_deviation(model)
-    assert deviation is not None
-    loss = loss + model.deviation_strength * deviation
-    return loss if out.logit_penalty is None else loss + model.logit_strength * out.logit_penalty
+    out = model.decoder(rows, with_logits=any(layer.bounds_logits for layer in model.decoder.config.layers))
+    loss = cross_entropy(out.logits[-len(windows) :, :-1], windows[:, 1:])
+    return loss + penalty(model.decoder, out, annealing, model.logit_strength)
 
 
 def train(kind: str, beside: str, setting: Setting, corpus: Corpus, seed: int) -> dict[str, Any]:
@@ -102,7 +97,7 @@ def train(kind: str, beside: str, setting: Setting, corpus: Corpus, seed: int) -
             group["lr"] = peak * learning_rate(step, steps)
         annealing.apply(model, step, steps)
         windows = next(source).long()[:, : setting.context]
-        loss_of(model, windows, beside).backward()
+        loss_of(model, windows, beside, annealing).backward()
         tops.append(max(float(norm.largest) for _, norm in static_norms(model) if norm.largest is not None))
         norms.append(float(nn.utils.clip_grad_norm_(model.parameters(), 1.0)))
         if not math.isfinite(norms[-1]):

@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from aero import provenance
 from aero.config import ModelConfig
 from aero.eliminate.anneal import StaticSchedule
+from aero.eliminate.repeats import repeated_rows
 from aero.eliminate.strays import largest_u
 from aero.entropy import EntropyRegularizer, EntropyRegularizerConfig, bucket_shares, head_entropy, reachable_entropy
 from aero.files import write_json
 from aero.model.concentrated import concentrated_rows
 from aero.model.decoder import Decoder
 from aero.model.norm import GUARD
-from aero.model.repeats import repeated_rows
 from stability import Row, cross_entropy, learning_rate, make_optimizer, penalty
 from study_ablation import furthest_out, schedules_without
 from study_corpus import StudyCorpus
@@ -105,9 +105,7 @@ def train(
             tokens = windows[:, :-1]
             beside = concentrated_rows(tokens, config.vocab_size, share_beside, generator) if share_beside > 0 else None
             with torch.autocast("cuda", torch.bfloat16) if compiled else nullcontext():
-                result = model(
-                    tokens, with_entropy=regularizer is not None, with_logits=bounds, concentrated=beside
-                ).last_rows(len(windows))
+                result = model(tokens, with_entropy=regularizer is not None, with_logits=bounds, concentrated=beside)
                 loss = loss_of(result.logits, windows[:, 1:])
             objective = loss + penalty(model, result, annealing, strength)
             if regularizer is not None and result.entropies is not None:

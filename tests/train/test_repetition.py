@@ -101,7 +101,8 @@ def test_repeated_rows_join_the_loss_as_concentrated_ones_do(
     repetition: Any, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = repetition.charging.build(kind, repetition.Setting(2, 16, 16, 4, 10, 1e-2), 0)
-    Annealing(static=StaticSchedule(concentrated=0.0)).apply(model, 3, 10)
+    annealing = Annealing(static=StaticSchedule(concentrated=0.0))
+    annealing.apply(model, 3, 10)
     query = model.decoder.blocks()[0].attention.q
     assert query is not None
     with torch.no_grad():
@@ -111,8 +112,8 @@ def test_repeated_rows_join_the_loss_as_concentrated_ones_do(
     monkeypatch.setattr(repetition, "repeated_rows", lambda rows, _vocab, _share: rows)
     charged = model(input_ids=tokens, labels=tokens).logit_penalty
     assert (charged is not None and float(charged.detach()) > 0) == (kind == "kernel")
-    joined = float(repetition.loss_of(model, tokens, "repeated").detach())
-    alone = float(repetition.loss_of(model, tokens, "nothing").detach())
+    joined = float(repetition.loss_of(model, tokens, "repeated", annealing).detach())
+    alone = float(repetition.loss_of(model, tokens, "nothing", annealing).detach())
     assert joined == pytest.approx(alone, rel=1e-5)
     monkeypatch.setattr(repetition, "repeated_rows", lambda rows, _vocab, _share: rows.flip(1))
-    assert float(repetition.loss_of(model, tokens, "repeated").detach()) != pytest.approx(alone, rel=1e-7)
+    assert float(repetition.loss_of(model, tokens, "repeated", annealing).detach()) != pytest.approx(alone, rel=1e-7)

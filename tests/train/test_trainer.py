@@ -17,11 +17,11 @@ from aero.architecture import architecture
 from aero.cli.train import print_result
 from aero.config import LayerConfig, ModelConfig
 from aero.eliminate.anneal import StaticSchedule
+from aero.eliminate.repeats import repeated_rows
 from aero.eliminate.strays import largest_u
 from aero.entropy import EntropyRegularizer, EntropyRegularizerConfig, attach
 from aero.errors import AeroError
 from aero.model import AeroConfig, AeroForCausalLM, static_norms
-from aero.model.repeats import repeated_rows
 from aero.train.corpus import load_manifest
 from aero.train.entropy_trainer import REGULARIZER
 from aero.train.evaluate import evaluate_perplexity, spread

@@ -139,9 +139,8 @@ class Attention(nn.Module):
             if with_logits and self.config.bounds_logits:
                 charged = self.charged_rows(x) if self.training else x
                 measured = (q, k) if charged is x else self._queries_and_keys(charged, start, rotation)
-            if keys is not None and self.uniform:
-                keys = _take(keys, self.active)
             if self.uniform:
+                keys = None if keys is None else _take(keys, self.active)
                 averaged, plain = self._averaged(_take(v, self.uniform_kv), length, with_entropy)
                 attended, heads = self._attend(q, k, _take(v, self.active_kv), with_entropy, measured, keys)
                 y = self._merge(attended, averaged)

@@ -38,15 +38,6 @@ class DecoderOutput(NamedTuple):
     largest_logits: tuple[Tensor | None, ...] | None = None
     states: tuple[Tensor, ...] | None = None
 
-    def last_rows(self, count: int) -> DecoderOutput:
-        """The same of the last ``count`` rows alone; the penalty and the largest logits stay those of all rows."""
-        return self._replace(
-            logits=self.logits[-count:],
-            entropies=None if self.entropies is None else tuple(each[-count:] for each in self.entropies),
-            stream=self.stream[-count:],
-            states=None if self.states is None else tuple(each[-count:] for each in self.states),
-        )
-
 
 class Layer(nn.Module):
     """One pre-norm layer (arXiv 2501.03489, equations 1 and 8).
@@ -167,16 +158,17 @@ class Decoder(nn.Module):
         with_logits: also measure the attention logits of the layers that bound them.
         with_states: also return the residual stream after every layer.
         keep: compute logits of the last ``keep`` positions only; 0 means all.
-        concentrated: rows that are put before those of ``tokens`` and whose heads look at one token each; without a
-            cache. They are in everything that is returned; None for no such rows.
+        concentrated: rows that go before those of ``tokens`` and whose heads look at one token each; without a cache.
+            Norms measure them and ``logit_penalty`` and ``largest_logits`` hold them; all else is of ``tokens`` alone.
         Raises AeroError if the text is longer than the model's context, ValueError for neither or both inputs.
         """
         if (tokens is None) == (embeddings is None):
             raise ValueError("give either tokens or embeddings")
+        before = 0
         if concentrated is not None:
             if tokens is None or cache is not None:
                 raise ValueError("concentrated rows join tokens, without a cache")
-            tokens = torch.cat([concentrated.tokens, tokens])
+            tokens, before = torch.cat([concentrated.tokens, tokens]), len(concentrated.tokens)
         x: Tensor = self.embedding(tokens) if embeddings is None else embeddings
         length = x.shape[1]
         first = start if start is not None else cache.get_seq_length() if cache is not None else 0
@@ -206,13 +198,15 @@ class Decoder(nn.Module):
             )
             heads.append(seen)
             if with_states:
-                states.append(x)
-        stream = self.final_norm(x)
+                states.append(x[before:])
+        stream = self.final_norm(x)[before:]
         logits = self.head(stream[:, -keep:] if keep else stream)
         penalties = [each.penalty for each in heads if each.penalty is not None]
         return DecoderOutput(
             logits=logits,
-            entropies=tuple(each.entropy for each in heads if each.entropy is not None) if with_entropy else None,
+            entropies=tuple(each.entropy[before:] for each in heads if each.entropy is not None)
+            if with_entropy
+            else None,
             stream=stream,
             logit_penalty=torch.stack(penalties).sum() if penalties else None,
             largest_logits=tuple(each.largest for each in heads) if with_logits else None,

@@ -185,8 +185,6 @@ class AeroForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-unty
             keep=0 if labels is not None else logits_to_keep,
             concentrated=beside,
         )
-        if input_ids is not None and beside is not None:
-            out = out.last_rows(len(input_ids))
         loss: Tensor | None = None
         if labels is not None:
             logits = out.logits[:, :-1].flatten(0, 1)

@@ -319,9 +319,9 @@ def _figures(
     import torch
 
     from aero.eliminate.bounds import largest_logits
+    from aero.eliminate.repeats import repeated_rows
     from aero.eliminate.strays import largest_u
     from aero.entropy import verdict
-    from aero.model.repeats import repeated_rows
     from aero.train.evaluate import evaluate_entropies, evaluate_perplexity, spread
 
     task = progress.add_task("Evaluating", total=len(HELD_OUT) + 1)

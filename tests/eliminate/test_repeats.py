@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from aero.model.repeats import repeated_rows
+from aero.eliminate.repeats import repeated_rows
 
 
 def period(row: list[int]) -> int:
