@@ -117,3 +117,9 @@ def test_repeated_rows_join_the_loss_as_concentrated_ones_do(
     assert joined == pytest.approx(alone, rel=1e-5)
     monkeypatch.setattr(repetition, "repeated_rows", lambda rows, _vocab, _share: rows.flip(1))
     assert float(repetition.loss_of(model, tokens, "repeated", annealing).detach()) != pytest.approx(alone, rel=1e-7)
+    # Nothing is learned from them: what is left without the penalties is the batch's.
+    free = Annealing(static=StaticSchedule(concentrated=0.0, deviation=0.0))
+    free.apply(model, 3, 10)
+    model.logit_strength = 0.0
+    losses = [float(repetition.loss_of(model, tokens, beside, free).detach()) for beside in ("repeated", "nothing")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
