@@ -69,7 +69,7 @@ class StaticSchedule(Ramp):
     stagger: float = 0.0
     deviation: float = 0.3
     settle: float = 0.1
-    concentrated: float = 1 / 32
+    concentrated: float = 1 / 8
 
     def __post_init__(self) -> None:
         if not 0 < self.start < self.end <= 1:
