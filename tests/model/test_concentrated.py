@@ -15,6 +15,7 @@ from aero.eliminate.strays import largest_u
 from aero.model import AeroConfig, AeroForCausalLM, set_static_blend, static_norms
 from aero.model.concentrated import Concentrated, at_keys, concentrated_rows
 from aero.model.decoder import Decoder
+from aero.model.norm import EDGE, static_deviation
 
 SHAPE = ModelConfig(
     vocab_size=64, context=32, width=16, heads=2, kv_heads=2, head_size=8, ffn_width=24, layers=(LayerConfig(),) * 2
@@ -143,8 +144,7 @@ def test_they_join_tokens_alone() -> None:
 def build(share: float) -> AeroForCausalLM:
     torch.manual_seed(0)
     model = AeroForCausalLM(AeroConfig.of(architecture("static+bilinear+kernel", SHAPE))).train()
-    # Before the blend, whose constant is of all rows.
-    Annealing(static=StaticSchedule(concentrated=share)).apply(model, 3, 10)
+    Annealing(static=StaticSchedule(concentrated=share)).apply(model, 6, 10)
     return model
 
 
@@ -160,15 +160,15 @@ def test_what_is_returned_is_of_the_batch_alone() -> None:
         for ours, theirs in zip(getattr(joined, name), getattr(without, name), strict=True):
             assert ours.shape == theirs.shape
             assert torch.allclose(ours, theirs, atol=1e-5)
-    assert float(joined.loss.detach()) != float(without.loss.detach())  # the deviation is of all rows
+    assert torch.allclose(without.logit_penalty, joined.logit_penalty, atol=1e-6)
+    assert float(joined.loss.detach()) > float(without.loss.detach())  # the deviation is of all rows
 
 
 def test_the_deviation_sees_the_rows_and_the_loss_of_words_does_not() -> None:
     tokens = torch.randint(64, (3, 32), generator=torch.Generator().manual_seed(2))
     model = build(1.0)
     seen: list[int] = []
-    _, norm = next(static_norms(model))
-    norm.register_forward_hook(lambda _module, inputs, _output: seen.append(len(inputs[0])))
+    model.decoder.embedding.register_forward_hook(lambda _module, inputs, _output: seen.append(len(inputs[0])))
     loss = model(input_ids=tokens, labels=tokens).loss
     model.deviation_strength = 0.0
     alone = model(input_ids=tokens, labels=tokens).loss
@@ -182,12 +182,53 @@ def test_the_deviation_sees_the_rows_and_the_loss_of_words_does_not() -> None:
     assert float(loss.detach()) > float(alone.detach())
 
 
-def test_they_come_first_where_every_sample_of_a_batch_begins() -> None:
-    tokens = torch.randint(64, (3, 32), generator=torch.Generator().manual_seed(2))
-    model, given = build(1.0), list[torch.Tensor]()
-    model.decoder.embedding.register_forward_hook(lambda _module, inputs, _output: given.append(inputs[0]))
-    model(input_ids=tokens, labels=tokens)
-    assert torch.equal(given[0][3:], tokens)
+@pytest.mark.parametrize("parallel", [False, True])
+def test_every_branch_finds_the_rows_at_the_edge_and_is_alone_held_for_what_it_makes_of_them(parallel: bool) -> None:
+    torch.manual_seed(0)
+    decoder = Decoder(replace(architecture("static+bilinear", SHAPE), parallel=parallel)).double().train()
+    text = torch.randint(64, (2, 32), generator=torch.Generator().manual_seed(2))
+    decoder(text)
+    Annealing(static=StaticSchedule()).apply(decoder, 9, 10)
+    static_deviation(decoder)
+    rows = concentrated_rows(text, 64, 1.0, torch.Generator().manual_seed(3))
+    read: list[torch.Tensor] = []
+    for block in decoder.blocks():
+        for branch in (block.attention, block.feedforward):
+            branch.register_forward_pre_hook(lambda _module, inputs: read.append(inputs[0]))
+    decoder(text, concentrated=rows)
+    # As the norms leave them, whose weights are 1 and whose biases 0: at u = 1.75, each of the rows' tokens.
+    for given in read:
+        assert given[:2].square().mean(-1).sqrt().allclose(torch.tensor(EDGE, dtype=torch.float64), rtol=3e-3)
+        assert not given[2:].square().mean(-1).sqrt().allclose(torch.tensor(EDGE, dtype=torch.float64), rtol=1e-1)
+    # Text in which no token is far out: what is left of the deviation's gradient is of the mean over it, and the rows'.
+    held = [norm.deviation for _, norm in static_norms(decoder)]
+    first, second = decoder.blocks()
+    leaves = [first.attention.v, first.feedforward.linears()[0], second.attention.v, second.feedforward.linears()[0]]
+    weights = [leaf.weight for leaf in leaves if leaf is not None]
+    static_deviation(decoder)
+    decoder(text)
+    free = [norm.deviation for _, norm in static_norms(decoder)]
+    reached: list[list[bool]] = []
+    for joined, alone in zip(held, free, strict=True):
+        assert joined is not None
+        assert alone is not None
+        ours, theirs = (
+            torch.autograd.grad(each, weights, retain_graph=True, allow_unused=True) for each in (joined, alone)
+        )
+        reached.append(
+            [a is not None and b is not None and not torch.allclose(a, b) for a, b in zip(ours, theirs, strict=True)]
+        )
+    if not parallel:
+        assert reached == [
+            [False, False, False, False],
+            [True, False, False, False],
+            [False, True, False, False],
+            [False, False, True, False],
+            [False, False, False, True],
+        ]
+    else:
+        assert reached[2] == [True, True, False, False]
+        assert reached[4] == [False, False, True, True]
 
 
 def test_training_on_their_deviation_holds_rows_of_one_token() -> None:

@@ -14,7 +14,8 @@ from torch.nn import functional
 from aero.architecture import architecture
 from aero.config import LayerConfig
 from aero.model import Decoder, StaticNorm, set_static_blend, static_deviation, static_norms
-from aero.model.norm import GUARD, MOMENTUM, STRAY, make_norm
+from aero.model.concentrated import concentrated_rows
+from aero.model.norm import EDGE, EDGE_STRENGTH, GUARD, MOMENTUM, STRAY, make_norm
 
 Static = Literal["static", "static_rms"]
 KINDS: list[Static] = ["static", "static_rms"]
@@ -166,6 +167,51 @@ def test_from_where_a_token_is_held(u: float, held: bool) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("blend", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("weight", [None, 0.0, 0.6])
+def test_rows_at_the_edge_are_held_for_where_they_come_from(kind: Static, blend: float, weight: float | None) -> None:
+    alone, norm = static(kind), static(kind)
+    x = torch.randn(5, 3, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 0.3
+    x[0] *= torch.tensor([0.5, 3.0, 9.0])[:, None]
+    for each in (alone, norm):
+        with torch.no_grad():
+            each.weight.copy_(torch.linspace(0.5, 2.0, 8))
+            each.constant.fill_(0.9)
+            each.updates.fill_(3.0)
+        each.set_blend(blend)
+        if weight is not None:
+            each.set_stray_weight(weight)
+    x.requires_grad_(True)
+    expected = alone(x[2:])
+    free = static_deviation(alone)
+    stream, y = norm.at_edge(x, 2)
+    held = static_deviation(norm)
+    assert free is not None
+    assert held is not None
+    # The text's rows and what is left of them are as without the others.
+    assert torch.equal(stream[2:], x[2:])
+    assert torch.equal(y[2:], expected)
+    assert torch.equal(norm.constant, alone.constant)
+    assert norm.largest is not None
+    assert alone.largest is not None
+    assert torch.equal(norm.largest, alone.largest)
+    # The others come with their u, which is held, and go on with the edge's, as the folded norm lets them.
+    u = norm.constant / inverse_sigma(kind, x[:2])
+    torch.testing.assert_close(stream[:2], x[:2] * (EDGE / u)[..., None])
+    moved = stream[:2] - stream[:2].mean(-1, keepdim=True) if kind == "static" else stream[:2]
+    torch.testing.assert_close(y[:2], moved * norm.constant * norm.weight)
+    over = (u / EDGE).log().clamp(min=0.0)
+    torch.testing.assert_close(held - free, (weight or 0.0) * (over.max() + EDGE_STRENGTH * over.mean()))
+    # What they go on as has no gradient to where they come from, and one to what the norm makes of it.
+    onwards = torch.autograd.grad(stream[:2].square().sum() + y[:2].square().sum(), (x, norm.weight), retain_graph=True)
+    assert not onwards[0].any()
+    assert onwards[1].all()
+    pull = torch.autograd.grad(held, x)[0][:2]
+    outside = (u > EDGE) if weight else torch.zeros_like(u, dtype=torch.bool)
+    assert torch.equal(pull.abs().sum(-1) > 0, outside)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("blend", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("held", [True, False])
 def test_training_guards_against_tokens_that_it_holds_and_inference_does_not(
     kind: Static, blend: float, held: bool
@@ -276,6 +322,7 @@ def test_what_training_leaves_is_the_same_compiled() -> None:
     torch.manual_seed(0)
     decoder = Decoder(architecture("static+bilinear", gpt())).train()
     given = tokens(decoder.config)
+    rows = concentrated_rows(given, decoder.config.vocab_size, 0.5, torch.Generator().manual_seed(0))
     found = []
     for compiled in (False, True):
         if compiled:
@@ -287,7 +334,7 @@ def test_what_training_leaves_is_the_same_compiled() -> None:
         for blend in (0.0, 0.5, 0.6, 1.0):
             set_static_blend(decoder, blend)
             decoder.zero_grad()
-            logits = decoder(given).logits
+            logits = decoder(given, concentrated=rows).logits
             left = static_deviation(decoder)
             assert left is not None
             (logits.square().mean() + left).backward()

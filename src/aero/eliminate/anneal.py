@@ -59,9 +59,9 @@ class StaticSchedule(Ramp):
     settle: until then the deviation is a mean over tokens alone; from ``start`` on it also holds the token furthest
         out, with a weight that is linear between. From the first step on that would cost what a model learns fastest;
         with the blend it would come too late. In [0, start).
-    concentrated: so many rows for each row of text join every batch, on which the deviation and the logits are held and
-        nothing is learned: every head looks at one token (``aero.model.concentrated``); one a micro-batch at least. In
-        [0, 1].
+    concentrated: so many rows for each row of text join every batch, from which nothing is learned: every head looks at
+        one token, and no branch shall leave a token larger that it finds as large as tokens may become
+        (``aero.model.concentrated``, ``StaticNorm.at_edge``); one a micro-batch at least. In [0, 1].
     """
 
     start: float = 0.35

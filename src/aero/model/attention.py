@@ -137,8 +137,11 @@ class Attention(nn.Module):
                 k, v = cache.update(k, v, self.index)
             measured = None
             if with_logits and self.config.bounds_logits:
-                charged = self.charged_rows(x) if self.training else x
-                measured = (q, k) if charged is x else self._queries_and_keys(charged, start, rotation)
+                beside = 0 if keys is None else len(keys)
+                text = x[beside:]
+                charged = self.charged_rows(text) if self.training else text
+                own = charged is text
+                measured = (q[beside:], k[beside:]) if own else self._queries_and_keys(charged, start, rotation)
             if self.uniform:
                 keys = None if keys is None else _take(keys, self.active)
                 averaged, plain = self._averaged(_take(v, self.uniform_kv), length, with_entropy)

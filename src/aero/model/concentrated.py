@@ -5,8 +5,8 @@ where nothing is averaged away: where a head has found one key alone, or where a
 over and over. A static norm passes that on to a bilinear branch, which squares it. Whatever the weights of a head are,
 its output lies between the values of the tokens that it sees (and zero, for a kernel), and the size of the stream is
 largest at such a corner. So a few rows beside every batch put the heads there: each looks at its query's own token or
-at one before it, half and half. The deviation of the static norms is held on them, and nothing is learned
-(docs/stability.md says what that does).
+at one before it, half and half. Every branch finds these rows as large as tokens may become and is held for leaving
+them larger (``StaticNorm.at_edge``); nothing is learned from them (docs/stability.md says what that does).
 """
 
 from __future__ import annotations

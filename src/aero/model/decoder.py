@@ -14,7 +14,7 @@ from aero.model.cache import KeyValueCache
 from aero.model.concentrated import Concentrated
 from aero.model.feedforward import make_feedforward
 from aero.model.init import constrain, initialise, start_alpha
-from aero.model.norm import make_norm
+from aero.model.norm import StaticNorm, make_norm
 from aero.model.rotary import rotation
 
 
@@ -87,8 +87,10 @@ class Layer(nn.Module):
 
         keys: as in ``Attention.forward``.
         """
+        rows = 0 if keys is None else len(keys)
+        x, read = at_edge(self.attention_norm, x, rows)
         attended, heads = self.attention(
-            self.attention_norm(x),
+            read,
             start=start,
             rotation=rotation,
             cache=cache,
@@ -97,15 +99,25 @@ class Layer(nn.Module):
             keys=keys,
         )
         stream = x + attended if self.config.attention_skip else attended
+        if not self.dropped:
+            moved, read = at_edge(self.feedforward_norm, x if self.parallel else stream, rows)
+            stream = stream if self.parallel else moved
         out = stream if self.beta is None else self.beta * stream
         if not self.dropped:
-            branch = self.feedforward(self.feedforward_norm(x if self.parallel else stream))
+            branch = self.feedforward(read)
             branch = branch if self.alpha is None else branch / self.alpha
             out = out + (branch if self.gain is None else self.gain * branch)
         return out, heads
 
     def _scalar(self, name: str, start: float | None) -> None:
         self.register_parameter(name, None if start is None else nn.Parameter(torch.tensor(start)))
+
+
+def at_edge(norm: nn.Module, x: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The stream x and its norm; in training of a static norm, with the first ``count`` rows at the edge."""
+    if count > 0 and isinstance(norm, StaticNorm) and norm.training:
+        return norm.at_edge(x, count)
+    return x, norm(x)
 
 
 class Decoder(nn.Module):
@@ -159,7 +171,8 @@ class Decoder(nn.Module):
         with_states: also return the residual stream after every layer.
         keep: compute logits of the last ``keep`` positions only; 0 means all.
         concentrated: rows that go before those of ``tokens`` and whose heads look at one token each; without a cache.
-            Norms measure them and ``logit_penalty`` and ``largest_logits`` hold them; all else is of ``tokens`` alone.
+            In training every static norm puts them at its edge (``StaticNorm.at_edge``); what is returned is of
+            ``tokens`` alone.
         Raises AeroError if the text is longer than the model's context, ValueError for neither or both inputs.
         """
         if (tokens is None) == (embeddings is None):
@@ -199,7 +212,7 @@ class Decoder(nn.Module):
             heads.append(seen)
             if with_states:
                 states.append(x[before:])
-        stream = self.final_norm(x)[before:]
+        stream = at_edge(self.final_norm, x, before)[1][before:]
         logits = self.head(stream[:, -keep:] if keep else stream)
         penalties = [each.penalty for each in heads if each.penalty is not None]
         return DecoderOutput(

@@ -119,9 +119,8 @@ class AeroForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-unty
 
     logit_strength, deviation_strength: factors in the loss on ``DecoderOutput.logit_penalty`` and on the static norms'
         ``static_deviation``. They act in training only. A schedule (``aero.eliminate.anneal``) sets them.
-    concentrated: the share of rows that join a batch in training for the sake of the deviation and of the logits'
-        penalty (``concentrated_rows``); they come first, so that they are in every sample of a batch. What is returned
-        is of the batch alone. A schedule sets it too.
+    concentrated: the share of rows that join a batch in training for the sake of the deviation (``concentrated_rows``).
+        What is returned is of the batch alone. A schedule sets it too.
     """
 
     config_class = AeroConfig

@@ -28,6 +28,10 @@ Three things hold it, in training alone; inference computes nothing of the kind:
   a NaN, and the deviation mends it. A model whose tokens stay below computes the same with it and without. It acts
   only where that weight is set: alone, a model would come to rely on it, and inference has none.
 
+A model in which no branch takes a token from u <= 1.75 to more keeps every token there, whatever the text. Rows at the
+edge (``StaticNorm.at_edge``) teach it that, branch by branch: each finds them at u = 1.75 and is held for the u that
+they have behind it. Nothing compounds over layers, neither u nor its gradient, and nothing changes with the blend.
+
 docs/stability.md shows what happens without.
 """
 
@@ -49,6 +53,10 @@ STRAY = 1.75
 strayed to u = 52 in the run in which this keeps all below 3.2; its price is in docs/stability.md."""
 GUARD = 4.0
 """Value of u above which training treats a token as if it had this."""
+EDGE = 1.75
+"""Value of u that rows at the edge have."""
+EDGE_STRENGTH = 5.0
+"""Weight of the mean of ln(u / 1.75) over the rows at the edge, beside 1 for that of their token furthest out."""
 
 
 class LayerNorm(nn.LayerNorm):
@@ -141,6 +149,27 @@ class StaticNorm(nn.Module):
                 inverse = torch.minimum(inverse, GUARD * own)
         y = (wide * inverse).to(x.dtype) * self.weight
         return y if self.bias is None else y + self.bias
+
+    def at_edge(self, x: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """The stream x [n + B, T, d] with its first ``count`` = n rows moved to u = 1.75, and its norm; in training.
+
+        The u that those rows come with adds to ``deviation``, and no gradient goes from where they leave to where they
+        came from: what a branch makes of them is its own doing. They leave the norm as it will be folded, whatever the
+        blend. Everything else, the constant and ``largest`` too, is of the other rows.
+        """
+        y = self(x[count:])
+        wide = x[:count] if x.dtype == torch.float64 else x[:count].float()
+        centred = wide - wide.mean(-1, keepdim=True) if self.centred else wide
+        size = (centred.square().mean(-1, keepdim=True) + self.eps).sqrt()
+        beyond = torch.relu((self.constant * size).log() - math.log(EDGE))
+        if self.stray_weight is not None and self.deviation is not None:
+            held = beyond.amax() + EDGE_STRENGTH * beyond.mean()
+            self.deviation = self.deviation + self.stray_weight * held
+        moved = EDGE / (self.constant * size.detach())
+        edge = (centred.detach() * moved * self.constant).to(x.dtype) * self.weight
+        edge = edge if self.bias is None else edge + self.bias
+        stream = torch.cat([(wide.detach() * moved).to(x.dtype), x[count:]])
+        return stream, torch.cat([edge.to(y.dtype), y])
 
     def set_blend(self, value: float) -> None:
         """Set b. Raises ValueError outside [0, 1]."""
