@@ -160,8 +160,27 @@ def test_what_is_returned_is_of_the_batch_alone() -> None:
         for ours, theirs in zip(getattr(joined, name), getattr(without, name), strict=True):
             assert ours.shape == theirs.shape
             assert torch.allclose(ours, theirs, atol=1e-5)
-    assert torch.allclose(without.logit_penalty, joined.logit_penalty, atol=1e-6)
     assert float(joined.loss.detach()) > float(without.loss.detach())  # the deviation is of all rows
+
+
+@pytest.mark.parametrize("row", ["static+bilinear+bounded", "static+bilinear+kernel"])
+def test_logits_are_charged_and_measured_in_the_batch_alone(row: str) -> None:
+    torch.manual_seed(0)
+    config = architecture(row, SHAPE).with_layers(lambda layer: replace(layer, logit_bound=1e-3))
+    decoder, text = Decoder(config).train(), torch.randint(64, (3, 32), generator=torch.Generator().manual_seed(2))
+    rows = concentrated_rows(text, 64, 1.0, torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        free, joined = (decoder(text, with_logits=True, concentrated=each) for each in (None, rows))
+    assert free.logit_penalty is not None
+    assert joined.logit_penalty is not None
+    assert float(free.logit_penalty) > 0.1
+    assert torch.allclose(free.logit_penalty, joined.logit_penalty, rtol=1e-5)
+    assert free.largest_logits is not None
+    assert joined.largest_logits is not None
+    for ours, theirs in zip(joined.largest_logits, free.largest_logits, strict=True):
+        assert ours is not None
+        assert theirs is not None
+        assert torch.allclose(ours, theirs, rtol=1e-5)
 
 
 def test_the_deviation_sees_the_rows_and_the_loss_of_words_does_not() -> None:

@@ -15,7 +15,7 @@ from aero.architecture import architecture
 from aero.config import LayerConfig
 from aero.model import Decoder, StaticNorm, set_static_blend, static_deviation, static_norms
 from aero.model.concentrated import concentrated_rows
-from aero.model.norm import EDGE, EDGE_STRENGTH, GUARD, MOMENTUM, STRAY, make_norm
+from aero.model.norm import EDGE_STRENGTH, GUARD, MOMENTUM, STRAY, make_norm
 
 Static = Literal["static", "static_rms"]
 KINDS: list[Static] = ["static", "static_rms"]
@@ -196,17 +196,17 @@ def test_rows_at_the_edge_are_held_for_where_they_come_from(kind: Static, blend:
     assert torch.equal(norm.largest, alone.largest)
     # The others come with their u, which is held, and go on with the edge's, as the folded norm lets them.
     u = norm.constant / inverse_sigma(kind, x[:2])
-    torch.testing.assert_close(stream[:2], x[:2] * (EDGE / u)[..., None])
+    torch.testing.assert_close(stream[:2], x[:2] * (1.75 / u)[..., None])
     moved = stream[:2] - stream[:2].mean(-1, keepdim=True) if kind == "static" else stream[:2]
     torch.testing.assert_close(y[:2], moved * norm.constant * norm.weight)
-    over = (u / EDGE).log().clamp(min=0.0)
+    over = (u / 1.75).log().clamp(min=0.0)
     torch.testing.assert_close(held - free, (weight or 0.0) * (over.max() + EDGE_STRENGTH * over.mean()))
     # What they go on as has no gradient to where they come from, and one to what the norm makes of it.
     onwards = torch.autograd.grad(stream[:2].square().sum() + y[:2].square().sum(), (x, norm.weight), retain_graph=True)
     assert not onwards[0].any()
     assert onwards[1].all()
     pull = torch.autograd.grad(held, x)[0][:2]
-    outside = (u > EDGE) if weight else torch.zeros_like(u, dtype=torch.bool)
+    outside = (u > 1.75) if weight else torch.zeros_like(u, dtype=torch.bool)
     assert torch.equal(pull.abs().sum(-1) > 0, outside)
 
 
