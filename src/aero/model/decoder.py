@@ -14,7 +14,7 @@ from aero.model.cache import KeyValueCache
 from aero.model.concentrated import Concentrated
 from aero.model.feedforward import make_feedforward
 from aero.model.init import constrain, initialise, start_alpha
-from aero.model.norm import StaticNorm, make_norm
+from aero.model.norm import at_edge, make_norm
 from aero.model.rotary import rotation
 
 
@@ -99,25 +99,18 @@ class Layer(nn.Module):
             keys=keys,
         )
         stream = x + attended if self.config.attention_skip else attended
+        branch: Tensor | None = None
         if not self.dropped:
             moved, read = at_edge(self.feedforward_norm, x if self.parallel else stream, rows)
             stream = stream if self.parallel else moved
-        out = stream if self.beta is None else self.beta * stream
-        if not self.dropped:
             branch = self.feedforward(read)
             branch = branch if self.alpha is None else branch / self.alpha
-            out = out + (branch if self.gain is None else self.gain * branch)
-        return out, heads
+            branch = branch if self.gain is None else self.gain * branch
+        out = stream if self.beta is None else self.beta * stream
+        return out if branch is None else out + branch, heads
 
     def _scalar(self, name: str, start: float | None) -> None:
         self.register_parameter(name, None if start is None else nn.Parameter(torch.tensor(start)))
-
-
-def at_edge(norm: nn.Module, x: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The stream x and its norm; in training of a static norm, with the first ``count`` rows at the edge."""
-    if count > 0 and isinstance(norm, StaticNorm) and norm.training:
-        return norm.at_edge(x, count)
-    return x, norm(x)
 
 
 class Decoder(nn.Module):

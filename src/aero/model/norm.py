@@ -53,8 +53,8 @@ STRAY = 1.75
 strayed to u = 52 in the run in which this keeps all below 3.2; its price is in docs/stability.md."""
 GUARD = 4.0
 """Value of u above which training treats a token as if it had this."""
-EDGE = 1.75
-"""Value of u that rows at the edge have."""
+EDGE = STRAY
+"""Value of u that rows at the edge have: as large as a token may become."""
 EDGE_STRENGTH = 5.0
 """Weight of the mean of ln(u / 1.75) over the rows at the edge, beside 1 for that of their token furthest out."""
 
@@ -131,9 +131,7 @@ class StaticNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., d] -> [..., d]. In training the running mean is updated, below blend 1, and ``deviation`` left."""
-        wide = x if x.dtype == torch.float64 else x.float()
-        if self.centred:
-            wide = wide - wide.mean(-1, keepdim=True)
+        wide = self._centred(x)
         if self.phase == "frozen" and not self.training:
             inverse: Tensor = self.constant
         else:
@@ -147,8 +145,7 @@ class StaticNorm(nn.Module):
                 inverse = self.constant
             if self.training and self.phase != "ordinary" and self.stray_weight is not None:
                 inverse = torch.minimum(inverse, GUARD * own)
-        y = (wide * inverse).to(x.dtype) * self.weight
-        return y if self.bias is None else y + self.bias
+        return self._affine((wide * inverse).to(x.dtype))
 
     def at_edge(self, x: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """The stream x [n + B, T, d] with its first ``count`` = n rows moved to u = 1.75, and its norm; in training.
@@ -158,18 +155,16 @@ class StaticNorm(nn.Module):
         blend. Everything else, the constant and ``largest`` too, is of the other rows.
         """
         y = self(x[count:])
-        wide = x[:count] if x.dtype == torch.float64 else x[:count].float()
-        centred = wide - wide.mean(-1, keepdim=True) if self.centred else wide
-        size = (centred.square().mean(-1, keepdim=True) + self.eps).sqrt()
-        beyond = torch.relu((self.constant * size).log() - math.log(EDGE))
+        wide = self._centred(x[:count])
+        u = self.constant * (wide.square().mean(-1, keepdim=True) + self.eps).sqrt()
         if self.stray_weight is not None and self.deviation is not None:
+            beyond = torch.relu((u / EDGE).log())
             held = beyond.amax() + EDGE_STRENGTH * beyond.mean()
             self.deviation = self.deviation + self.stray_weight * held
-        moved = EDGE / (self.constant * size.detach())
-        edge = (centred.detach() * moved * self.constant).to(x.dtype) * self.weight
-        edge = edge if self.bias is None else edge + self.bias
-        stream = torch.cat([(wide.detach() * moved).to(x.dtype), x[count:]])
-        return stream, torch.cat([edge.to(y.dtype), y])
+        moved = EDGE / u.detach()
+        edge = self._affine((wide.detach() * moved * self.constant).to(x.dtype))
+        stream = torch.cat([(x[:count].detach() * moved).to(x.dtype), x[count:]])
+        return stream, torch.cat([edge, y])
 
     def set_blend(self, value: float) -> None:
         """Set b. Raises ValueError outside [0, 1]."""
@@ -188,6 +183,14 @@ class StaticNorm(nn.Module):
     def sync(self) -> None:
         """Read the phase from the buffers, after something wrote them from outside (a checkpoint)."""
         self.phase = _phase(float(self.blend))
+
+    def _centred(self, x: Tensor) -> Tensor:
+        wide = x if x.dtype == torch.float64 else x.float()
+        return wide - wide.mean(-1, keepdim=True) if self.centred else wide
+
+    def _affine(self, x: Tensor) -> Tensor:
+        y = x * self.weight
+        return y if self.bias is None else y + self.bias
 
     def _observe(self, inverse: Tensor) -> None:
         """Let the running mean follow ``inverse`` and measure the deviation."""
@@ -227,6 +230,13 @@ def static_norms(module: nn.Module) -> Iterator[tuple[str, StaticNorm]]:
     for name, child in module.named_modules():
         if isinstance(child, StaticNorm):
             yield name, child
+
+
+def at_edge(norm: nn.Module, x: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The stream x and its norm; in training of a static norm, with the first ``count`` rows at the edge."""
+    if count > 0 and isinstance(norm, StaticNorm) and norm.training:
+        return norm.at_edge(x, count)
+    return x, norm(x)
 
 
 def set_static_blend(module: nn.Module, value: float) -> int:
