@@ -55,7 +55,7 @@ GUARD = 4.0
 """Value of u above which training treats a token as if it had this."""
 EDGE = STRAY
 """Value of u that rows at the edge have: as large as a token may become."""
-EDGE_STRENGTH = 5.0
+EDGE_STRENGTH = 10.0
 """Weight of the mean of ln(u / 1.75) over the rows at the edge, beside 1 for that of their token furthest out."""
 
 
