@@ -52,15 +52,21 @@ def load(out: Path) -> list[dict[str, Any]]:
 
 
 def chosen(runs: Sequence[Run], only: str | None) -> list[Run]:
-    """The runs whose phase or name one of the words of ``only``, separated by commas, is; all of them without."""
+    """The runs whose phase or name one of the words of ``only``, separated by commas, is; all of them without.
+
+    In the order of the words: side by side, the longest should start first. Raises ValueError for a word that is none.
+    """
     if only is None:
         return list(runs)
-    words = only.split(",")
-    return [run for run in runs if run.phase in words or run.name in words]
+    meant = {word: [run for run in runs if word in (run.phase, run.name)] for word in only.split(",")}
+    for word, found in meant.items():
+        if not found:
+            raise ValueError(f"no run or phase is called {word!r}: --list shows all of them")
+    return list(dict.fromkeys(run for found in meant.values() for run in found))
 
 
 def open_runs(arguments: argparse.Namespace) -> list[Run]:
-    """The runs that were asked for, can be trained now and are not done, in the plan's order."""
+    """The runs that were asked for, can be trained now and are not done."""
     runs = chosen(plan(SCALES[arguments.scale], load(arguments.out)), arguments.only)
     return [run for run in runs if run.rate and status(run, arguments.out) in ("missing", "under way")]
 
@@ -232,7 +238,7 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the study")
     parser.add_argument("--scale", default="small", choices=sorted(SCALES))
-    parser.add_argument("--only", help="phases or names of runs, separated by commas")
+    parser.add_argument("--only", help="phases or names of runs, separated by commas, in this order")
     parser.add_argument("--list", action="store_true", help="print the runs and where they stand")
     parser.add_argument("--summary", action="store_true", help="print the table and write summary.json")
     parser.add_argument("--parallel", type=int, default=1, help="runs side by side, each in a process of its own")
@@ -245,7 +251,10 @@ def main(argv: list[str]) -> int:
     torch.set_float32_matmul_precision("high")
     arguments.out.mkdir(parents=True, exist_ok=True)
     scale = SCALES[arguments.scale]
-    runs = chosen(plan(scale, load(arguments.out)), arguments.only)
+    try:
+        runs = chosen(plan(scale, load(arguments.out)), arguments.only)
+    except ValueError as error:
+        parser.error(str(error))
     if arguments.list:
         show(runs, scale, arguments.out)
         return 0
@@ -254,8 +263,6 @@ def main(argv: list[str]) -> int:
         print_summary(entries)
         write_json(arguments.out / "summary.json", {"program": "benchmarks/study.py", "entries": entries})
         return 0
-    if not runs:
-        parser.error(f"no run is called {arguments.only}: see --list")
     if arguments.parallel > 1:
         return 1 if side_by_side(arguments, until) else 0
     while (waiting := open_runs(arguments)) and time.monotonic() < until:

@@ -168,6 +168,15 @@ def test_a_run_that_diverges_says_at_which_step(study: Any, tiny: tuple[Any, Any
     assert study.status(run, tmp_path).startswith("NaN at step")
 
 
+def test_runs_start_in_the_order_in_which_they_are_asked_for(study: Any) -> None:
+    runs = study.plan(study.SCALES["tiny"], [])
+    names = ["long-static+bilinear+kernel-L2-T16-s0-c0", "deep-SM+LN+G-L3-T16-s0-c0"]
+    found = study.chosen(runs, ",".join([names[0], "deep", names[1]]))
+    assert [run.name for run in found[:2]] == names
+    assert [run.phase for run in found] == ["long", "deep", "deep", "deep"]
+    assert study.chosen(runs, None) == runs
+
+
 def test_the_program_lists_runs_side_by_side_and_sums_up(
     study: Any, tiny: tuple[Any, Any, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -181,9 +190,9 @@ def test_the_program_lists_runs_side_by_side_and_sums_up(
     assert listed.count("done") == 2
     assert listed.count("missing") == 26  # seven rows at four rates, less two
     assert study.main([*words, "--only", names[0]]) == 0  # nothing left to do
-    with pytest.raises(SystemExit):
-        study.main([*words, "--only", "nothing"])
-    capsys.readouterr()
+    with pytest.raises(SystemExit, match="2"):
+        study.main([*words, "--only", f"{names[0]},nothing"])
+    assert "no run or phase is called 'nothing'" in capsys.readouterr().err
     assert study.main([*words, "--summary"]) == 0
     assert json.loads((out / "summary.json").read_text())["entries"] == []
 
