@@ -3,8 +3,8 @@
     PYTHONPATH=src python benchmarks/repetition.py --corpus runs/repetition.npz --seeds 0,1 --json out.json
     PYTHONPATH=src python benchmarks/repetition.py --model models/aero-code-small --json out.json
 
-Static + bilinear with softmax and with kernel attention, eight layers, 96 wide, T = 256, 300 steps of 2,048 tokens at a
-rate of 6e-3 (--rate), otherwise as ``divergence.py`` trains. Beside every batch of eight rows of text
+Static + bilinear with softmax and with kernel attention, eight layers (--layers), 96 wide, T = 256, 300 steps of 2,048
+tokens at a rate of 6e-3 (--rate), otherwise as ``divergence.py`` trains. Beside every batch of eight rows of text
 
     nothing        no row
     repeated       a row of a repeated word, of up to 16 tokens: what training had until 2026-11-29
@@ -186,6 +186,7 @@ def main(argv: list[str], setting: Setting = SETTING) -> None:
     parser.add_argument("--kinds", default=",".join(KINDS), help="of attention, separated by commas")
     parser.add_argument("--seeds", type=charging.seeds, default=[0, 1], help="numbers, separated by commas")
     parser.add_argument("--beside", default=",".join(BESIDE[1:]), help="rows beside a batch, separated by commas")
+    parser.add_argument("--layers", type=int, default=setting.layers)
     parser.add_argument("--rate", type=float, default=setting.learning_rate, help="peak of the learning rate")
     parser.add_argument("--megabytes", type=float, default=8.0, help="size of the corpus")
     parser.add_argument("--corpus", type=Path, help="file that keeps the tokens for the next run")
@@ -213,8 +214,10 @@ def main(argv: list[str], setting: Setting = SETTING) -> None:
     ways = charging.named(parser, arguments.beside, BESIDE)
     if not 0 < arguments.rate < math.inf:
         parser.error("the rate is a positive number")
-    setting = replace(setting, learning_rate=arguments.rate)
-    names = ("kind", "beside", "rate", "seed")
+    if arguments.layers < 1:
+        parser.error("a model has at least one layer")
+    setting = replace(setting, learning_rate=arguments.rate, layers=arguments.layers)
+    names = ("layers", "kind", "beside", "rate", "seed")
     runs = charging.kept(parser, arguments.json, names)
     done = {tuple(run[name] for name in names) for run in runs}
     corpus = load_corpus(
@@ -223,12 +226,13 @@ def main(argv: list[str], setting: Setting = SETTING) -> None:
     for seed in arguments.seeds:
         for kind in kinds:
             for beside in ways:
-                if (kind, beside, arguments.rate, seed) in done:
+                which = (arguments.layers, kind, beside, arguments.rate, seed)
+                if which in done:
                     continue
                 result = train(kind, beside, setting, corpus, seed)
-                run = {"kind": kind, "beside": beside, "rate": arguments.rate, "seed": seed}
+                run = dict(zip(names, which, strict=True))
                 runs.append({**run, "commit": provenance.commit(), **result})
-                print(kind, beside, arguments.rate, seed, result, flush=True)
+                print(*which, result, flush=True)
                 if arguments.json is not None:
                     write_json(arguments.json, {**head, "setting": asdict(setting), "runs": runs})
 

@@ -51,6 +51,14 @@ def test_runs_are_kept_and_not_repeated(repetition: Any, tmp_path: Path, capsys:
     *_, another = json.loads(file.read_text())["runs"]
     assert (another["rate"], another["beside"]) == (2e-2, "nothing")
     assert another["held_out"] != runs[0]["held_out"]
+    repetition.main([*words, "--kinds", "softmax", "--beside", "nothing", "--layers", "1"], small)
+    *_, another = json.loads(file.read_text())["runs"]
+    assert (another["rate"], another["layers"], another["beside"]) == (1e-2, 1, "nothing")
+    assert another["held_out"] != runs[0]["held_out"]
+    with pytest.raises(SystemExit) as stop:
+        repetition.main([*words, "--layers", "0"], small)
+    assert stop.value.code == 2
+    assert "a model has at least one layer" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stop:
         repetition.main([*words, "--rate", "nan"], small)
     assert stop.value.code == 2
