@@ -226,7 +226,8 @@ def test_rows_at_the_edge_are_held_for_where_they_come_from(kind: Static, blend:
     moved = stream[:2] - stream[:2].mean(-1, keepdim=True) if kind == "static" else stream[:2]
     torch.testing.assert_close(y[:2], moved * norm.constant * norm.weight)
     over = (u / 1.75).log().clamp(min=0.0)
-    torch.testing.assert_close(held - free, (weight or 0.0) * (EDGE_FURTHEST * over.max() + EDGE_STRENGTH * over.mean()))
+    expected = EDGE_FURTHEST * over.max() + EDGE_STRENGTH * over.mean()
+    torch.testing.assert_close(held - free, (weight or 0.0) * expected)
     # What they go on as has no gradient to where they come from, and one to what the norm makes of it.
     onwards = torch.autograd.grad(stream[:2].square().sum() + y[:2].square().sum(), (x, norm.weight), retain_graph=True)
     assert not onwards[0].any()
