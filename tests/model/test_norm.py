@@ -183,6 +183,7 @@ def test_the_deviation_is_a_mean_over_norms_and_what_holds_rows_at_the_edge_a_su
     assert min(edges) > 0
     assert float(found.detach()) == pytest.approx(sum(deviations) / 4 + sum(edges), rel=1e-12)
     assert static_deviation(norms) is None
+    assert [each.edge for _, each in static_norms(norms)] == [None] * 4
     # A pass without such rows leaves nothing of the one before.
     for each in norms:
         assert isinstance(each, StaticNorm)
