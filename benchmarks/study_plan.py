@@ -50,7 +50,9 @@ OTHERS = (
     "SAS-P(SM+ScFuFFN)",
 )
 BEST = (BASELINE, "static+bilinear+kernel", "static+bilinear")
-"""The rows that are also trained with longer contexts and deeper."""
+"""The rows that are also trained with longer contexts, deeper and for longer."""
+NARROW = "static+bilinear+bounded"
+"""Also trained with longer contexts: whether a narrow bound holds there."""
 UNREGULARISED = "SM(t)+ScFuFFN"
 """What the entropy regulariser's row is without it: trained like the rows that matter, at that row's rate."""
 STABLE = ("static+bilinear", "static+bilinear+kernel")
@@ -229,7 +231,7 @@ def plan(scale: Scale, results: Iterable[Mapping[str, Any]]) -> list[Run]:
     runs += context_runs(BEST[:2])
     runs += [run("other", row, tokens=scale.search) for row in OTHERS if fits(row, layers)]
     runs += [run("main", UNREGULARISED, seed=seed) for seed in scale.seeds]
-    runs += context_runs(BEST[2:])
+    runs += context_runs((*BEST[2:], NARROW))
     cures = (STABLE[0], *(f"{STABLE[0]}{WITHOUT}{each}" for each in ABLATIONS))
     runs += [run("cure", row, tokens=scale.search, rate=CURE_RATE) for row in cures]
     runs += [run("deep", row, layers=scale.deep) for row in BEST]

@@ -49,13 +49,15 @@ def test_the_plan_covers_the_study_and_no_name_is_twice(study: Any) -> None:
         "search": 28,
         "main": 24,
         "stability": 4,
-        "context": 18,
+        "context": 24,
         "cure": 7,
         "deep": 3,
         "long": 3,
         "other": 21,
     }
     assert all((run.rate is None) == (run.phase not in ("search", "cure")) for run in runs)
+    longer = {run.row for run in runs if run.phase == "context"}
+    assert longer == {"SM+LN+G", "static+bilinear", "static+bilinear+kernel", "static+bilinear+bounded"}
     stable = [run for run in runs if run.phase == "stability"]
     assert {(run.row, run.cut) for run in stable} == {("static+bilinear", 1), ("static+bilinear+kernel", 1)}
     for run in runs:
