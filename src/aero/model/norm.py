@@ -55,10 +55,8 @@ GUARD = 4.0
 """Value of u above which training treats a token as if it had this."""
 EDGE = STRAY
 """Value of u that rows at the edge have: as large as a token may become."""
-EDGE_STRENGTH = 0.2
-"""Weight, in every norm, of the mean of ln(u / 1.75) over the rows at its edge."""
-EDGE_FURTHEST = 0.04
-"""Weight of that of their token furthest out."""
+EDGE_STRENGTH = 5.0
+"""Weight of the mean of ln(u / 1.75) over the rows at the edge, beside 1 for that of their token furthest out."""
 
 
 class LayerNorm(nn.LayerNorm):
@@ -105,8 +103,6 @@ class StaticNorm(nn.Module):
     updates: buffer, scalar; how many batches the running mean has seen.
     deviation: scalar, how far u = c sigma was from 1 in the latest forward pass in training (formula above), part of
         its graph; None before, and once it was read.
-    edge: scalar, what the rows at its edge were held for in that pass, part of its graph; None without such rows, and
-        once it was read.
     largest: scalar, the largest u of that pass; None before.
     stray_weight: scalar in [0, 1] on the term of the token with the largest u; None is 0, and no guard. It is a
         schedule's, not the model's: no checkpoint holds it.
@@ -130,7 +126,6 @@ class StaticNorm(nn.Module):
         # branching on the buffer would break the graph: three words are three graphs.
         self.phase: Literal["ordinary", "blending", "frozen"] = "ordinary"
         self.deviation: Tensor | None = None
-        self.edge: Tensor | None = None
         self.largest: Tensor | None = None
         self.stray_weight: Tensor | None = None
 
@@ -155,16 +150,17 @@ class StaticNorm(nn.Module):
     def at_edge(self, x: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """The stream x [n + B, T, d] with its first ``count`` = n rows moved to u = 1.75, and its norm; in training.
 
-        The u that those rows come with is held in ``edge``, and no gradient goes from where they leave to where they
+        The u that those rows come with adds to ``deviation``, and no gradient goes from where they leave to where they
         came from: what a branch makes of them is its own doing. They leave the norm as it will be folded, whatever the
-        blend. Everything else, the constant, ``deviation`` and ``largest``, is of the other rows.
+        blend. Everything else, the constant and ``largest`` too, is of the other rows.
         """
         y = self(x[count:])
         wide = self._centred(x[:count])
         u = self.constant * (wide.square().mean(-1, keepdim=True) + self.eps).sqrt()
-        if self.stray_weight is not None:
+        if self.stray_weight is not None and self.deviation is not None:
             beyond = torch.relu((u / EDGE).log())
-            self.edge = self.stray_weight * (EDGE_STRENGTH * beyond.mean() + EDGE_FURTHEST * beyond.amax())
+            held = beyond.amax() + EDGE_STRENGTH * beyond.mean()
+            self.deviation = self.deviation + self.stray_weight * held
         moved = EDGE / u.detach()
         edge = self._affine((wide.detach() * moved * self.constant).to(x.dtype))
         stream = torch.cat([(x[:count].detach() * moved).to(x.dtype), x[count:]])
@@ -208,7 +204,6 @@ class StaticNorm(nn.Module):
         self.deviation = (off.exp() - 1 - off).mean() / 2
         if self.stray_weight is not None:
             self.deviation = self.deviation + self.stray_weight * torch.relu(stray - math.log(STRAY))
-        self.edge = None
         self.largest = stray.detach().exp()
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
@@ -254,24 +249,16 @@ def set_static_blend(module: nn.Module, value: float) -> int:
 
 
 def static_deviation(module: nn.Module) -> Tensor | None:
-    """Mean over the static norms in ``module`` of the deviation that each left, and the sum of ``edge``; a scalar.
+    """Mean over the static norms in ``module`` of the deviation that each left, which is taken from it; a scalar.
 
-    Both are taken from the norms. A sum, because rows at the edge ask every branch for something of its own, as much in
-    a deep model as in one of two layers. None if there is none: no static norm, or no forward pass in training since
-    the last call.
+    None if there is none: no static norm, or no forward pass in training since the last call.
     """
     left: list[Tensor] = []
-    edges: list[Tensor] = []
     for _, norm in static_norms(module):
         if norm.deviation is not None:
             left.append(norm.deviation)
-        if norm.edge is not None:
-            edges.append(norm.edge)
-        norm.deviation = norm.edge = None
-    if not left:
-        return None
-    mean = torch.stack(left).mean()
-    return mean + torch.stack(edges).sum() if edges else mean
+            norm.deviation = None
+    return torch.stack(left).mean() if left else None
 
 
 def sync_static(module: nn.Module) -> None:
