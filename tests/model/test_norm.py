@@ -15,7 +15,7 @@ from aero.architecture import architecture
 from aero.config import LayerConfig
 from aero.model import Decoder, StaticNorm, set_static_blend, static_deviation, static_norms
 from aero.model.concentrated import concentrated_rows
-from aero.model.norm import EDGE_STRENGTH, GUARD, MOMENTUM, STRAY, make_norm
+from aero.model.norm import EDGE_NORMS, EDGE_STRENGTH, GUARD, MOMENTUM, STRAY, make_norm
 
 Static = Literal["static", "static_rms"]
 KINDS: list[Static] = ["static", "static_rms"]
@@ -165,6 +165,35 @@ def test_from_where_a_token_is_held(u: float, held: bool) -> None:
     assert (float(left.detach() - mean) > 0.01) == held
 
 
+@pytest.mark.parametrize("count", [2, EDGE_NORMS, EDGE_NORMS + 3])
+def test_what_is_held_is_a_mean_over_norms_and_at_the_edge_over_seventeen_at_least(count: int) -> None:
+    torch.manual_seed(0)
+    norms = torch.nn.ModuleList(static(KINDS[index % len(KINDS)]) for index in range(count))
+    deviations, edges = [], []
+    for each in norms:
+        assert isinstance(each, StaticNorm)
+        each.set_blend(1.0)
+        each.set_blend(1.0)
+        each.set_stray_weight(1.0)
+        each.at_edge(torch.randn(4, 8, dtype=torch.float64) * 5, 2)
+        assert each.deviation is not None
+        assert each.edge is not None
+        deviations.append(float(each.deviation.detach()))
+        edges.append(float(each.edge.detach()))
+    found = static_deviation(norms)
+    assert found is not None
+    assert min(edges) > 0
+    assert float(found.detach()) == pytest.approx(sum(deviations) / count + sum(edges) / max(17, count), rel=1e-12)
+    assert static_deviation(norms) is None
+    assert [each.edge for _, each in static_norms(norms)] == [None] * count
+    # A pass without such rows leaves nothing of the one before.
+    for each in norms:
+        assert isinstance(each, StaticNorm)
+        each.at_edge(torch.randn(4, 8, dtype=torch.float64) * 5, 2)
+        each(torch.randn(4, 8, dtype=torch.float64))
+        assert each.edge is None
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("blend", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("weight", [None, 0.0, 0.6])
@@ -200,7 +229,8 @@ def test_rows_at_the_edge_are_held_for_where_they_come_from(kind: Static, blend:
     moved = stream[:2] - stream[:2].mean(-1, keepdim=True) if kind == "static" else stream[:2]
     torch.testing.assert_close(y[:2], moved * norm.constant * norm.weight)
     over = (u / 1.75).log().clamp(min=0.0)
-    torch.testing.assert_close(held - free, (weight or 0.0) * (over.max() + EDGE_STRENGTH * over.mean()))
+    expected = (over.max() + EDGE_STRENGTH * over.mean()) / EDGE_NORMS
+    torch.testing.assert_close(held - free, (weight or 0.0) * expected)
     # What they go on as has no gradient to where they come from, and one to what the norm makes of it.
     onwards = torch.autograd.grad(stream[:2].square().sum() + y[:2].square().sum(), (x, norm.weight), retain_graph=True)
     assert not onwards[0].any()
@@ -336,6 +366,7 @@ def test_what_training_leaves_is_the_same_compiled() -> None:
             set_static_blend(decoder, blend)
             decoder.zero_grad()
             logits = decoder(given, concentrated=rows).logits
+            assert all(norm.edge is not None for _, norm in static_norms(decoder))
             left = static_deviation(decoder)
             assert left is not None
             (logits.square().mean() + left).backward()
