@@ -186,7 +186,7 @@ def main(argv: list[str], setting: Setting = SETTING) -> None:
     parser.add_argument("--kinds", default=",".join(KINDS), help="of attention, separated by commas")
     parser.add_argument("--seeds", type=charging.seeds, default=[0, 1], help="numbers, separated by commas")
     parser.add_argument("--beside", default=",".join(BESIDE[1:]), help="rows beside a batch, separated by commas")
-    parser.add_argument("--layers", type=int, default=setting.layers)
+    parser.add_argument("--layers", type=int, default=setting.layers, help="of the models")
     parser.add_argument("--rate", type=float, default=setting.learning_rate, help="peak of the learning rate")
     parser.add_argument("--megabytes", type=float, default=8.0, help="size of the corpus")
     parser.add_argument("--corpus", type=Path, help="file that keeps the tokens for the next run")

@@ -173,7 +173,6 @@ def test_what_is_held_is_a_mean_over_norms_and_at_the_edge_over_seventeen_at_lea
     for each in norms:
         assert isinstance(each, StaticNorm)
         each.set_blend(1.0)
-        each.set_blend(1.0)
         each.set_stray_weight(1.0)
         each.at_edge(torch.randn(4, 8, dtype=torch.float64) * 5, 2)
         assert each.deviation is not None
