@@ -57,6 +57,7 @@ from stability import cross_entropy, learning_rate, penalty
 from stability_corpus import Corpus, batches, load_corpus
 
 SETTING = Setting(8, 96, 256, 8, 300, 6e-3)
+SCHEDULE = StaticSchedule()
 BESIDE = ("nothing", "repeated", "concentrated")
 KINDS = ("softmax", "kernel")
 WORDS = 1024
@@ -80,10 +81,11 @@ def loss_of(model: AeroForCausalLM, windows: Tensor, beside: str, annealing: Ann
     return loss + penalty(model.decoder, out, annealing, model.logit_strength)
 
 
-def train(kind: str, beside: str, setting: Setting, corpus: Corpus, seed: int) -> dict[str, Any]:
+def train(
+    kind: str, beside: str, setting: Setting, corpus: Corpus, seed: int, schedule: StaticSchedule = SCHEDULE
+) -> dict[str, Any]:
     """One run and its figures; it stops at the first gradient that is not finite."""
     model, steps = charging.build(kind, setting, seed), setting.steps
-    schedule = StaticSchedule()
     annealing = Annealing(static=schedule if beside == "concentrated" else replace(schedule, concentrated=0.0))
     first = math.ceil(schedule.start * steps)
     optimizer = divergence.optimizer_of(model, divergence.cure_named("shipped"), setting.learning_rate)
