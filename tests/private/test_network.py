@@ -166,8 +166,9 @@ def test_the_link_tells_what_it_carried() -> None:
     assert 0 <= told["forwarder_cpu_share"] < 1
 
 
+# Delays that are long beside what a busy machine adds to one run and not to the other.
 @pytest.mark.parametrize(
-    ("protocol", "rtt"), [("semi2k-insecure", 20), pytest.param("aby3", 10, marks=pytest.mark.slow)]
+    ("protocol", "rtt"), [("semi2k-insecure", 60), pytest.param("aby3", 40, marks=pytest.mark.slow)]
 )
 def test_a_private_run_over_it_gives_the_same_answer_and_waits_for_every_round(protocol: str, rtt: float) -> None:
     pytest.importorskip("spu")
