@@ -166,7 +166,7 @@ def test_the_link_tells_what_it_carried() -> None:
     assert 0 <= told["forwarder_cpu_share"] < 1
 
 
-# Delays that are long beside what a busy machine adds to one run and not to the other.
+# Delays so long that a run without them, or with half of them, ends sooner than its messages are under way.
 @pytest.mark.parametrize(
     ("protocol", "rtt"), [("semi2k-insecure", 60), pytest.param("aby3", 40, marks=pytest.mark.slow)]
 )
@@ -188,7 +188,7 @@ def test_a_private_run_over_it_gives_the_same_answer_and_waits_for_every_round(p
     assert slow.prefill.total_bytes == bare.prefill.total_bytes
     # Every round waits for one way of the link at least; a round has at most one message of a party.
     longest = slow.prefill.rounds * rtt / 2e3
-    assert bare.prefill.seconds + 0.4 * longest < slow.prefill.seconds < 2 * bare.prefill.seconds + 1.5 * longest
+    assert longest < slow.prefill.seconds < 2 * bare.prefill.seconds + 1.5 * longest
     # Three counters of the same bytes: the account, the operating system's and the link's own.
     assert slow.network is not None
     assert slow.system_bytes is not None
