@@ -347,6 +347,16 @@ def rounded(value: float) -> float | None:
     return float(f"{value:.5g}") if math.isfinite(value) else None
 
 
+def head_of(program: str) -> dict[str, Any]:
+    """What a document of a program begins with; each of its runs names its own commit."""
+    return {
+        "program": program,
+        "command": "python " + " ".join(shlex.quote(word) for word in sys.argv),
+        "date": provenance.now(),
+        "machine": provenance.machine(),
+    }
+
+
 def main(argv: list[str]) -> None:
     """Train what is missing; print a line each and write them all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -383,10 +393,7 @@ def main(argv: list[str]) -> None:
                 )
                 if arguments.json is not None:
                     head = {
-                        "program": "benchmarks/divergence.py",
-                        "command": "python " + " ".join(shlex.quote(word) for word in sys.argv),
-                        "date": provenance.now(),
-                        "machine": provenance.machine(),
+                        **head_of("benchmarks/divergence.py"),
                         "settings": {key: asdict(value) for key, value in SETTINGS.items()},
                         "cures": {key: asdict(cure_named(key)) for key in {r["cure"] for r in document["runs"]}},
                         "training_tokens": corpus.training.numel(),

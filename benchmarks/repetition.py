@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import shlex
 import sys
 import time
 from dataclasses import asdict, replace
@@ -84,7 +83,10 @@ def loss_of(model: AeroForCausalLM, windows: Tensor, beside: str, annealing: Ann
 def train(
     kind: str, beside: str, setting: Setting, corpus: Corpus, seed: int, schedule: StaticSchedule = SCHEDULE
 ) -> dict[str, Any]:
-    """One run and its figures; it stops at the first gradient that is not finite."""
+    """One run and its figures; it stops at the first gradient that is not finite.
+
+    schedule: says too how many concentrated rows there are, where those are what is beside.
+    """
     model, steps = charging.build(kind, setting, seed), setting.steps
     annealing = Annealing(static=schedule if beside == "concentrated" else replace(schedule, concentrated=0.0))
     first = math.ceil(schedule.start * steps)
@@ -196,13 +198,7 @@ def main(argv: list[str], setting: Setting = SETTING) -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
-    head = {
-        "program": "benchmarks/repetition.py",
-        "command": "python " + " ".join(shlex.quote(word) for word in sys.argv),
-        "commit": provenance.commit(),
-        "date": provenance.now(),
-        "machine": provenance.machine(),
-    }
+    head = {**divergence.head_of("benchmarks/repetition.py"), "commit": provenance.commit()}
     if arguments.model is not None:
         try:
             result = measured(arguments.model)

@@ -166,9 +166,10 @@ def test_the_link_tells_what_it_carried() -> None:
     assert 0 <= told["forwarder_cpu_share"] < 1
 
 
-# Delays so long that a run without them, or with half of them, ends sooner than its messages are under way.
+# Delays so long that a run in which a fifth of them is missing ends sooner than its messages should be under way, and
+# that no busy machine makes up for it.
 @pytest.mark.parametrize(
-    ("protocol", "rtt"), [("semi2k-insecure", 60), pytest.param("aby3", 40, marks=pytest.mark.slow)]
+    ("protocol", "rtt"), [("semi2k-insecure", 120), pytest.param("aby3", 160, marks=pytest.mark.slow)]
 )
 def test_a_private_run_over_it_gives_the_same_answer_and_waits_for_every_round(protocol: str, rtt: float) -> None:
     pytest.importorskip("spu")
@@ -186,9 +187,10 @@ def test_a_private_run_over_it_gives_the_same_answer_and_waits_for_every_round(p
     assert slow.logits is not None
     assert abs(bare.logits - slow.logits).max() < 2e-3
     assert slow.prefill.total_bytes == bare.prefill.total_bytes
-    # Every round waits for one way of the link at least; a round has at most one message of a party.
+    # Every round waits for one way of the link at least; a round has at most one message of a party. A few are
+    # under way together: at delays beside which computing is nothing, a run takes 0.97 of all of them or more.
     longest = slow.prefill.rounds * rtt / 2e3
-    assert longest < slow.prefill.seconds < 2 * bare.prefill.seconds + 1.5 * longest
+    assert 0.95 * longest < slow.prefill.seconds < 2 * bare.prefill.seconds + 1.5 * longest
     # Three counters of the same bytes: the account, the operating system's and the link's own.
     assert slow.network is not None
     assert slow.system_bytes is not None

@@ -45,6 +45,7 @@ def test_every_way_is_another_run_and_kept(price: Any, tmp_path: Path, capsys: p
 
 def test_what_a_way_means(price: Any) -> None:
     assert price.schedule_of("shipped") == StaticSchedule()
+    assert price.schedule_of("nothing") == StaticSchedule(concentrated=0.0)
     early = price.schedule_of("0.15-0.5")
     assert (early.start, early.end, early.settle) == (0.15, 0.5, StaticSchedule().settle)
     assert price.schedule_of("0.2-1").end == 1.0
