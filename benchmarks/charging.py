@@ -27,7 +27,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -69,7 +68,7 @@ def straight_excess(
     """``logit_excess`` with the charge of ``straight``."""
     if kernel is None:
         scores, hidden = logits.causal_scores(q, k)
-        start *= STRAIGHT_FROM / CHARGED_FROM
+        start *= STRAIGHT_FROM / CHARGED_FROM["bounded" if offset is None else "power"]
     else:
         scores, hidden = logits.kernel_scores(q, k, kernel)
     if offset is not None:
@@ -230,10 +229,7 @@ def named(parser: argparse.ArgumentParser, words: str, known: Sequence[str] | di
 def report(setting: Setting, corpus: Corpus, runs: list[dict[str, Any]]) -> dict[str, Any]:
     """All runs so far."""
     return {
-        "program": "benchmarks/charging.py",
-        "command": "python " + " ".join(shlex.quote(word) for word in sys.argv),
-        "date": provenance.now(),
-        "machine": provenance.machine(),
+        **divergence.head_of("benchmarks/charging.py"),
         "setting": asdict(setting),
         "bounds": BOUNDS,
         "training_tokens": corpus.training.numel(),

@@ -32,7 +32,7 @@ from aero.private.estimate.seconds import seconds
 from aero.private.estimate.speeds import SHIPPED
 from aero.private.protocols import protocol_named
 from study import load
-from study_plan import SCALES, Run
+from study_plan import SCALES, WITHOUT, Run
 
 PROTOCOLS = ("semi2k", "aby3")
 OURS = "static+"
@@ -40,12 +40,15 @@ OURS = "static+"
 
 
 def points(documents: Iterable[Mapping[str, Any]], scale_name: str) -> list[dict[str, Any]]:
-    """One entry for each row and number of tokens: row, tokens, runs, perplexity and the operators that are left."""
+    """One entry for each row and number of tokens: row, tokens, runs, perplexity and the operators that are left.
+
+    Rows that lack something are not among them: their private cost is that of the whole row.
+    """
     scale = SCALES[scale_name]
     found: dict[tuple[str, int], dict[str, list[Mapping[str, Any]]]] = {}
     for document in documents:
         run = document["run"]
-        if run["phase"] not in ("main", "search", "other") or document["perplexity"] is None:
+        if run["phase"] not in ("main", "search", "other") or document["perplexity"] is None or WITHOUT in run["row"]:
             continue
         if (run["layers"], run["context"]) == (scale.shape.depth, scale.shape.context):
             found.setdefault((run["row"], document["tokens"]), {}).setdefault(run["phase"], []).append(document)

@@ -3,7 +3,7 @@
 ``study_plan.ABLATIONS`` names what can be left out, beside the scale of the embeddings: ``stray``, the token furthest
 out in the deviation; ``settle``, its late start; ``guard``; ``concentrated``, the concentrated rows; ``everything``,
 stray, guard and concentrated, which leaves a mean over tokens in the loss and nothing else. ``aero.model.norm`` and
-``aero.model.concentrated`` say what each is for.
+``aero.model.concentrated`` say what each is for. Without ``waiting`` norms give up 1/sigma earlier.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from aero.model import norm as norms
 from aero.model.norm import static_norms
 from stability import schedules
 
+EARLY = StaticSchedule(start=0.15, end=0.5)
 NO_GUARD = 1e30
 """Not infinity: the gradient of a product with it would not be a number."""
 
@@ -39,6 +40,8 @@ def schedules_without(config: ModelConfig, without: str) -> Annealing:
         return Annealing(static=FromTheFirstStep())
     if without in ("concentrated", "everything"):
         return Annealing(static=StaticSchedule(concentrated=0.0))
+    if without == "waiting":
+        return Annealing(static=EARLY)
     return schedules(config)
 
 

@@ -63,6 +63,8 @@ CURE_RATE = 1e-3
 """At which static norms that lack something do not finish."""
 ABLATIONS = ("scale", "stray", "settle", "guard", "concentrated", "everything")
 """What static norms can lack: the scale of the embeddings, and what ``study_ablation.py`` says."""
+WAITING = "waiting"
+"""What static norms can lack too: without it they give up 1/sigma early. For the longest runs."""
 WITHOUT = " without "
 
 
@@ -133,7 +135,7 @@ class Run:
     """One training run. ``rate`` is None while the search that decides it is not done.
 
     row: as in ``aero.architecture``; in EReg(...) with the entropy regulariser; "ROW without X" lacks X, one of
-        ``ABLATIONS``.
+        ``ABLATIONS`` or ``WAITING``.
     """
 
     phase: str
@@ -165,7 +167,7 @@ class Run:
 
     @property
     def without(self) -> str:
-        """What its static norms lack, one of ``ABLATIONS``; "" for nothing."""
+        """What its static norms lack, one of ``ABLATIONS`` or ``WAITING``; "" for nothing."""
         return self.row.partition(WITHOUT)[2]
 
     @property
@@ -235,7 +237,10 @@ def plan(scale: Scale, results: Iterable[Mapping[str, Any]]) -> list[Run]:
     cures = (STABLE[0], *(f"{STABLE[0]}{WITHOUT}{each}" for each in ABLATIONS))
     runs += [run("cure", row, tokens=scale.search, rate=CURE_RATE) for row in cures]
     runs += [run("deep", row, layers=scale.deep) for row in BEST]
-    return runs + [run("long", row, tokens=scale.long) for row in BEST]
+    early = f"{BEST[1]}{WITHOUT}{WAITING}"
+    rate = rates.get(BEST[1])
+    runs += [run("long", row, tokens=scale.long) for row in BEST]
+    return [*runs, run("long", early, tokens=scale.long, rate=rate), run("main", early, rate=rate)]
 
 
 def fits(row: str, layers: int) -> bool:

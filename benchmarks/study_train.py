@@ -82,7 +82,8 @@ def train(
             layer.compile()
     loss_of = torch.compile(cross_entropy) if compiled else cross_entropy
     annealing = schedules_without(config, run.without)
-    share_beside = 0.0 if annealing.static is None else annealing.static.concentrated
+    static = annealing.static or StaticSchedule()
+    share_beside = 0.0 if annealing.static is None else static.concentrated
     bounds = any(layer.bounds_logits for layer in config.layers)
     source = batches(training, size, run.seed, state["step"])
     began, saved = time.monotonic(), time.monotonic()
@@ -167,7 +168,7 @@ def train(
         "largest_gradient_norm": max(norms[: len(finite)], default=None),
         "gradient_norms": [float(f"{norm:.3g}") for norm in norms[: len(finite)]],
         "largest_u": u_curve(largest, every, nan_step),
-        "stray_steps": stray_steps(largest, steps),
+        "stray_steps": stray_steps(largest, math.ceil(static.start * steps)),
         "largest_u_held_out": tops.get("held_out"),
         "largest_u_repeated": tops.get("repeated"),
         "seconds": round(trained, 1),
@@ -195,10 +196,9 @@ def u_curve(largest: list[list[float]], every: int, nan_step: int | None) -> lis
     ]
 
 
-def stray_steps(largest: list[list[float]], steps: int) -> int:
-    """How many steps had a token beyond the guard, from the start of the norms' blend on."""
-    late = [u for step, (u, _) in enumerate(largest) if step >= StaticSchedule().start * steps]
-    return sum(not u <= GUARD for u in late)
+def stray_steps(largest: list[list[float]], first: int) -> int:
+    """How many steps had a token beyond the guard, from ``first`` on, where the norms' blend starts."""
+    return sum(not u <= GUARD for u, _ in largest[first:])
 
 
 def finite_top(tops: Tensor) -> float | None:

@@ -7,7 +7,7 @@ where a choice has a name. ``aero.architecture`` combines choices into the rows 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
@@ -40,11 +40,9 @@ POWER_FLOOR = 2.0**-6
 floor a row's sum over n keys is at least n * POWER_FLOOR, such a row averages its keys, and the derivative of the
 attention weights by the logits is bounded. A power of two: fixed point holds it exactly."""
 
-CHARGED_FROM = 0.625
-"""The share of its bound from which training charges a logit: the rest is the margin for text not seen in training."""
-
-KERNEL_CHARGED_FROM = 0.375
-"""The same for kernel attention, whose bound costs so little privately that the margin may be wide."""
+CHARGED_FROM: Mapping[AttentionKind, float] = {"bounded": 0.5, "power": 0.625, "kernel": 0.375}
+"""The share of its bound from which training charges a logit: the rest is the margin for text not seen in training, on
+which the largest is up to twice as large as that."""
 
 KERNEL_SINK = 1.0
 """The weight of the key that is none in kernel attention: in a row's sum alone, which it keeps from falling below 1."""
@@ -139,8 +137,8 @@ class LayerConfig:
 
     @property
     def charged_from(self) -> float:
-        """The size of a logit from which training charges it."""
-        return self.logit_bound * (KERNEL_CHARGED_FROM if self.attention == "kernel" else CHARGED_FROM)
+        """The size of a logit from which training charges it; infinity with ``softmax``, which has no bound."""
+        return self.logit_bound * CHARGED_FROM.get(self.attention, math.inf)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -77,7 +77,7 @@ def test_softmax_becomes_bounded_without_a_change(training: bool) -> None:
 def test_a_wide_margin_leaves_nothing_to_penalise() -> None:
     decoder = scrambled(gpt())
     given = rows(decoder.config)
-    penalty = bound_logits(decoder, given, margin=1.001 / CHARGED_FROM)(
+    penalty = bound_logits(decoder, given, margin=1.001 / CHARGED_FROM["bounded"])(
         torch.from_numpy(given), with_logits=True
     ).logit_penalty
     assert penalty is not None

@@ -415,7 +415,7 @@ def test_the_charge_of_a_wide_bound_moves_queries_and_keys_and_nothing_before_th
     assert all(any(name.startswith(f"layers.{index}.") for name in moved) for index in range(config.depth))
 
 
-@pytest.mark.parametrize(("kind", "bound", "start"), [("kernel", 256, 96), ("power", 128, 80), ("bounded", 8, 5)])
+@pytest.mark.parametrize(("kind", "bound", "start"), [("kernel", 256, 96), ("power", 128, 80), ("bounded", 8, 4)])
 def test_from_where_our_rows_are_charged(kind: str, bound: float, start: float) -> None:
     layer = architecture(f"static+bilinear+{kind}", gpt()).layers[0]
     assert (layer.logit_bound, layer.charged_from) == (bound, start)

@@ -44,6 +44,7 @@ def test_rows_compare_at_equal_tokens_by_their_best_or_their_mean(frontier: Any)
         document("stability", "SM+LN+G", 1.0),
         document("main", "SM+LN+G", 3.0, tokens=85),
         document("main", "SM+LN+G", 4.0, tokens=85, seed=1),
+        document("main", "static+bilinear without waiting", 2.0, tokens=85),
     ]
     found = [(e["tokens"], e["row"], e["runs"], e["perplexity"]) for e in frontier.points(documents, "tiny")]
     assert found == [(85, "SM+LN+G", 2, 3.5), (20, "SM+LN+G", 1, 7.0), (20, "SM", 1, 8.0)]

@@ -32,10 +32,12 @@ def charging(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 def test_the_straight_charge_of_every_logit(charging: Any) -> None:
     q = torch.tensor([2.0, 10.0]).view(1, 1, 2, 1)
     k = torch.tensor([1.0, 0.75]).view(1, 1, 2, 1)
-    # From 5, which stands for 6: of 2 and of 10 and 7.5, the last two are too large, by 4 and by 1.5.
-    penalty, largest = charging.straight_excess(q, k, start=5.0)
-    assert penalty.item() == pytest.approx((2 * 4 - 1 + 2 * 1.5 - 1) / 2)
-    assert largest.tolist() == [10.0]
+    # From 4, and in power attention from 5, which stand for 6: of 2 and of 10 and 7.5, the last two are too large, by 4
+    # and by 1.5.
+    for start, offset in ((4.0, None), (5.0, torch.zeros(1))):
+        penalty, largest = charging.straight_excess(q, k, start=start, offset=offset)
+        assert penalty.item() == pytest.approx((2 * 4 - 1 + 2 * 1.5 - 1) / 2)
+        assert largest.tolist() == [10.0]
     # Exponents (2 - 1)^2 / 2 and (10 - 1)^2 / 2, (10 - 0.75)^2 / 2, from where they are charged as it is.
     penalty, largest = charging.straight_excess(q, k, start=5.0, kernel=1.0)
     assert penalty.item() == pytest.approx((2 * 35.5 - 1 + 2 * (9.25**2 / 2 - 5) - 1) / 2)

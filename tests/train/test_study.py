@@ -47,12 +47,12 @@ def test_the_plan_covers_the_study_and_no_name_is_twice(study: Any) -> None:
     count = {phase: sum(run.phase == phase for run in runs) for phase in dict.fromkeys(run.phase for run in runs)}
     assert count == {
         "search": 28,
-        "main": 24,
+        "main": 25,
         "stability": 4,
         "context": 24,
         "cure": 7,
         "deep": 3,
-        "long": 3,
+        "long": 4,
         "other": 21,
     }
     assert all((run.rate is None) == (run.phase not in ("search", "cure")) for run in runs)
@@ -129,8 +129,8 @@ def test_single_steps_show_in_the_curve_of_u(study: Any) -> None:  # noqa: ARG00
     curve = study_train.u_curve(largest, 10, None)
     assert curve == [[0, 2.0, 1.0], [10, 2.0, 1.0], [20, 9.0, 3.0], [39, None, 0.0]]
     assert [step for step, _, _ in study_train.u_curve(largest, 10, 39)] == [0, 10, *range(19, 40)]
-    assert study_train.stray_steps(largest, 40) == 3
-    assert study_train.stray_steps(largest, 100) == 2
+    assert study_train.stray_steps(largest, 20) == 3
+    assert study_train.stray_steps(largest, 21) == 2
 
 
 @pytest.mark.parametrize("without", ["stray", "settle", "guard", "concentrated", "everything"])
@@ -158,6 +158,24 @@ def test_a_run_lacks_what_its_row_says(
     assert [document["concentrated"] for document in documents] == [1 / 32, 0.0 if gone else 1 / 32]
     assert (norm.STRAY > 1e20) == (without in ("stray", "everything"))
     assert (norm.GUARD > 1e20) == (without in ("guard", "everything"))
+
+
+def test_a_run_that_does_not_wait_blends_early_and_is_otherwise_the_same(study: Any) -> None:
+    from study_ablation import schedules_without
+
+    scale = study.SCALES["small"]
+    runs = study.plan(scale, [])
+    early = [run for run in runs if run.without == "waiting"]
+    assert [(run.phase, run.tokens, run.row) for run in early] == [
+        ("long", 250_000_000, "static+bilinear+kernel without waiting"),
+        ("main", 85_000_000, "static+bilinear+kernel without waiting"),
+    ]
+    usual = next(run for run in runs if (run.phase, run.row, run.seed) == ("long", "static+bilinear+kernel", 0))
+    assert early[0].config(scale) == usual.config(scale)
+    config = usual.config(scale)
+    schedule, shipped = schedules_without(config, "waiting").static, schedules_without(config, "").static
+    assert schedule is not None
+    assert schedule == replace(shipped, start=0.15, end=0.5)
 
 
 def test_a_run_that_diverges_says_at_which_step(study: Any, tiny: tuple[Any, Any, Path], tmp_path: Path) -> None:
