@@ -166,8 +166,8 @@ def test_the_link_tells_what_it_carried() -> None:
     assert 0 <= told["forwarder_cpu_share"] < 1
 
 
-# Delays so long that, on a machine with nothing else to do, a run in which a fifth of them is missing ends sooner than its
-# messages should be under way.
+# Delays so long that a run in which a fifth of them is missing ends sooner than its messages should be under way, on a
+# machine with nothing else to do.
 @pytest.mark.parametrize(
     ("protocol", "rtt"), [("semi2k-insecure", 120), pytest.param("aby3", 160, marks=pytest.mark.slow)]
 )
