@@ -5,9 +5,9 @@
     PYTHONPATH=src python benchmarks/study.py --out runs/study --summary
 
 ``study_plan.py`` says which runs there are, in phases: ``search`` (the same learning rates for every row), ``main``
-(six rows, three seeds), ``stability`` (four runs more of the static rows: another cut of the corpus, half and twice the
-rate), ``context``, ``other`` (one seed, the search's tokens), ``cure`` (static norms without one of the things that
-hold them), ``deep``, ``long``.
+(the rows that matter, three seeds), ``stability`` (four runs more of the static rows: another cut of the corpus, half
+and twice the rate), ``context``, ``other`` (one seed, the search's tokens), ``cure`` (static norms without one of the
+things that hold them), ``deep``, ``long``.
 Optimiser settings are those of arXiv 2501.03489, section 5; every run has the same tokens a step. Each run stands
 alone in --out: NAME.json, NAME.log, and while it is under way NAME.state, from which it goes on after a cut. Runs that
 have a document are not repeated.
