@@ -9,14 +9,14 @@
     matrices   the same of logits computed anew from what attention reads, as a given number: it moves the matrices of
                queries and keys and nothing before them
 
-What ships is ``matrices`` for kernel and power and ``logarithm`` for bounded and capped attention.
+What ships is ``matrices`` for kernel and power and ``logarithm`` for bounded attention.
 
 ``straight`` is what the study's rows had until 2026-11-29, ``logarithm`` what they had on that day; wide bounds are
 charged on a sample of every batch in all, as longer contexts were. Static + bilinear, eight layers, 96 wide, T = 128,
 300 steps of 2,048 tokens at a rate of 6e-3; otherwise as ``divergence.py`` trains. Written of the steps from the start
 of the norms' blend on: the largest gradient norm before clipping, the largest u of a token, how many steps had a
 gradient norm above 10, how many a token with u above 4; and of held-out text the loss, as the model is folded, and the
-largest logit (a positive one of capped attention counted as ``aero.config.positive_weight`` says).
+largest logit.
 --jolt multiplies the output matrix of the middle layer's feed-forward branch once, at 3/4 of the steps, when the norms
 are on their way to constants: tokens then stray as large models' do by themselves, and what brings them back shows.
 Runs that --json already holds are kept.
@@ -51,7 +51,7 @@ from stability import learning_rate
 from stability_corpus import Corpus, batches, load_corpus
 
 SETTING = Setting(8, 96, 128, 16, 300, 6e-3)
-BOUNDS = {"softmax": None, "bounded": 8.0, "kernel": 128.0, "power": 32.0, "capped": 120.0}
+BOUNDS = {"softmax": None, "bounded": 8.0, "kernel": 128.0, "power": 32.0}
 """Of a small model, whose free logits stray less than a large one's."""
 WAYS = ("free", "straight", "logarithm", "matrices")
 GROWTH = Ramp(start=0.3, end=0.6)
@@ -63,13 +63,7 @@ SMALLEST = 1.0
 
 
 def straight_excess(
-    q: Tensor,
-    k: Tensor,
-    *,
-    offset: Tensor | None = None,
-    start: float,
-    kernel: float | None = None,
-    positive: float = 1.0,
+    q: Tensor, k: Tensor, *, offset: Tensor | None = None, start: float, kernel: float | None = None
 ) -> tuple[Tensor, Tensor]:
     """``logit_excess`` with the charge of ``straight``."""
     if kernel is None:
@@ -79,7 +73,7 @@ def straight_excess(
         scores, hidden = logits.kernel_scores(q, k, kernel)
     if offset is not None:
         scores = scores + offset[:, None, None].to(scores.dtype)
-    size = torch.maximum(positive * scores, -scores).masked_fill(hidden, 0.0)
+    size = scores.abs().masked_fill(hidden, 0.0)
     excess = (size - start).clamp(min=0.0)
     charge = torch.where(excess < 1, excess.square(), 2 * excess - 1)
     return charge.sum() / (q.shape[0] * q.shape[2]), size.detach().amax((0, 2, 3))

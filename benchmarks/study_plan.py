@@ -22,7 +22,6 @@ ROWS = (
     "EReg(SM(t)+ScFuFFN)",
     "static+bilinear",
     "static+bilinear+bounded",
-    "static+bilinear+capped",
     "static+bilinear+kernel",
     "static+bilinear+power",
 )
@@ -52,8 +51,8 @@ OTHERS = (
 )
 BEST = (BASELINE, "static+bilinear+kernel", "static+bilinear")
 """The rows that are also trained with longer contexts, deeper and for longer."""
-BOUNDED = ("static+bilinear+bounded", "static+bilinear+capped")
-"""Also trained with longer contexts: whether bounds hold there, and what they cost."""
+NARROW = "static+bilinear+bounded"
+"""Also trained with longer contexts: whether a narrow bound holds there."""
 UNREGULARISED = "SM(t)+ScFuFFN"
 """What the entropy regulariser's row is without it: trained like the rows that matter, at that row's rate."""
 STABLE = ("static+bilinear", "static+bilinear+kernel")
@@ -234,7 +233,7 @@ def plan(scale: Scale, results: Iterable[Mapping[str, Any]]) -> list[Run]:
     runs += context_runs(BEST[:2])
     runs += [run("other", row, tokens=scale.search) for row in OTHERS if fits(row, layers)]
     runs += [run("main", UNREGULARISED, seed=seed) for seed in scale.seeds]
-    runs += context_runs((*BEST[2:], *BOUNDED))
+    runs += context_runs((*BEST[2:], NARROW))
     cures = (STABLE[0], *(f"{STABLE[0]}{WITHOUT}{each}" for each in ABLATIONS))
     runs += [run("cure", row, tokens=scale.search, rate=CURE_RATE) for row in cures]
     runs += [run("deep", row, layers=scale.deep) for row in BEST]

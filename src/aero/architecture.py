@@ -34,17 +34,16 @@ _PUBLISHED: dict[str, dict[str, Any]] = {
     "2Quad+LN+Quad": {"norm": True, "feedforward": "quad", **_TWO_QUAD},
 }
 
-WIDE_BOUND: dict[str, float] = {"power": 128.0, "kernel": 256.0, "capped": 120.0}
-"""Of power, kernel and capped attention in our rows, charged from 80, 96 and 60 on. A power's weights grow slowly
-enough for private inference to hold such logits, and a key at that distance, or so far below the cap, has no weight;
-what is charged in training is a rare head that leaves for good."""
+WIDE_BOUND: dict[str, float] = {"power": 128.0, "kernel": 256.0}
+"""Of power and kernel attention in our rows, charged from 80 and from 96 on. A power's weights grow slowly enough for
+private inference to hold such logits, and a key at that distance has no weight; what is charged in training is a rare
+head that leaves for good."""
 
 _SPELT_OUT = frozenset({"norm", "feedforward", "weight_norm", "spectral_norm"})
 
 _OURS: dict[str, tuple[FeedForward, AttentionKind]] = {
     "static+bilinear": ("bilinear", "softmax"),
     "static+bilinear+bounded": ("bilinear", "bounded"),
-    "static+bilinear+capped": ("bilinear", "capped"),
     "static+bilinear+kernel": ("bilinear", "kernel"),
     "static+bilinear+power": ("bilinear", "power"),
     "static+square": ("square", "softmax"),

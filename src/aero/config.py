@@ -31,9 +31,8 @@ FeedForward = Literal[
 AttentionKind = Literal[
     "softmax",  # exp(s) / sum, s the scaled logits of the causal triangle
     "bounded",  # the same, trained so that |s| <= logit_bound: privately, no row maximum is needed
-    "capped",  # exp(s) / (SINK + sum), trained so that -logit_bound <= s <= LOGIT_CAP: no sum is below SINK
     "power",  # ((s + c)^p + POWER_FLOOR) / sum, c learned for each head or fixed
-    "kernel",  # exp(-|q - k|^2 / (2 sqrt(d_k))) / (SINK + sum): no weight exceeds 1, no sum is below 1
+    "kernel",  # exp(-|q - k|^2 / (2 sqrt(d_k))) / (KERNEL_SINK + sum): no weight exceeds 1, no sum is below 1
 ]
 
 POWER_FLOOR = 2.0**-6
@@ -41,17 +40,12 @@ POWER_FLOOR = 2.0**-6
 floor a row's sum over n keys is at least n * POWER_FLOOR, such a row averages its keys, and the derivative of the
 attention weights by the logits is bounded. A power of two: fixed point holds it exactly."""
 
-CHARGED_FROM: Mapping[AttentionKind, float] = {"bounded": 0.5, "capped": 0.5, "power": 0.625, "kernel": 0.375}
+CHARGED_FROM: Mapping[AttentionKind, float] = {"bounded": 0.5, "power": 0.625, "kernel": 0.375}
 """The share of its bound from which training charges a logit: the rest is the margin for text not seen in training, on
 which the largest is up to twice as large as that."""
 
-SINK = 1.0
-"""The weight of the key that is none in kernel and capped attention: in a row's sum alone, which it keeps from falling
-below 1."""
-
-LOGIT_CAP = 5 * 0.6931471805599453
-"""The largest logit of capped attention, 5 ln 2: no weight exceeds 32 times that of the key that is none, a power of
-two, which fixed point holds exactly."""
+KERNEL_SINK = 1.0
+"""The weight of the key that is none in kernel attention: in a row's sum alone, which it keeps from falling below 1."""
 
 Linear = Literal["q", "k", "v", "o", "ffn"]
 SlopeScope = Literal["layer", "global"]
@@ -63,15 +57,6 @@ baselines do. Not part of a model."""
 
 GATED: frozenset[str] = frozenset({"silu_gated", "bilinear"})
 """Feed-forward kinds with a second input matrix (the gate)."""
-
-
-def positive_weight(attention: AttentionKind, bound: float) -> float:
-    """How many times as much a positive logit counts against ``bound`` as a negative one.
-
-    1 but for capped attention, whose logits count as ``bound`` where they reach ``LOGIT_CAP``: one number then says of
-    a head how far it is from leaving either.
-    """
-    return bound / LOGIT_CAP if attention == "capped" else 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +72,7 @@ class LayerConfig:
     attention: what turns logits into attention weights.
     logit_bound: with ``bounded`` attention every scaled logit s of the causal triangle stays within +-logit_bound, with
         ``power`` attention every s + c does; with ``kernel`` attention no exponent, which is never positive, is below
-        -logit_bound, and with ``capped`` attention no s is, nor above ``LOGIT_CAP``. A penalty in training sees to it.
-        Unused with ``softmax``.
+        -logit_bound. A penalty in training sees to it. Unused with ``softmax``.
     power: the exponent p of power attention, 2 or 4: even, so that no weight is negative. Unused otherwise.
     power_offset: c of power attention, the same for all heads; None learns one for each, from p on.
     shaped: alpha I + beta A - gamma C in the place of the attention matrix A, where C is the causal average and alpha,
@@ -155,11 +139,6 @@ class LayerConfig:
     def charged_from(self) -> float:
         """The size of a logit from which training charges it; infinity with ``softmax``, which has no bound."""
         return self.logit_bound * CHARGED_FROM.get(self.attention, math.inf)
-
-    @property
-    def positive_weight(self) -> float:
-        """How many times as much a positive logit counts as a negative one; ``positive_weight``."""
-        return positive_weight(self.attention, self.logit_bound)
 
 
 @dataclass(frozen=True, kw_only=True)

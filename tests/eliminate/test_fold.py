@@ -84,8 +84,6 @@ ATTENTION = {
     "uniform heads of the last key head": (LayerConfig(attention="bounded", uniform_heads=(2, 3)), llama_tiny),
     "kernel, uniform heads between others": (LayerConfig(attention="kernel", uniform_heads=(0, 2)), gpt2_tiny),
     "kernel, uniform heads of the first key head": (LayerConfig(attention="kernel", uniform_heads=(0, 1)), llama_tiny),
-    "capped, tempered": (LayerConfig(attention="capped", temperature=True), gpt2_tiny),
-    "capped, uniform heads of the first key head": (LayerConfig(attention="capped", uniform_heads=(0, 1)), llama_tiny),
     "kernel beside its averages": (LayerConfig(attention="kernel", shaped=True, scaled=True), gpt2_tiny),
     "uniform heads only": (LayerConfig(uniform_heads=(0, 1, 2, 3), temperature=True), llama_tiny),
     "uniform heads only, with biases": (replace(POWER, uniform_heads=(0, 1, 2, 3)), gpt2_tiny),
@@ -109,7 +107,7 @@ def test_every_kind_of_attention_folds_exactly(name: str) -> None:
 
 
 @pytest.mark.parametrize("shape", [gpt2_tiny, llama_tiny])
-@pytest.mark.parametrize("attention", ["bounded", "capped", "kernel", "power"])
+@pytest.mark.parametrize("attention", ["bounded", "kernel", "power"])
 def test_logits_reach_as_far_as_those_of_the_trained_model(attention: Any, shape: Any) -> None:
     config = small(shape()).with_layers(lambda layer: replace(layer, attention=attention))
     decoder = disturbed(config)
@@ -119,7 +117,7 @@ def test_logits_reach_as_far_as_those_of_the_trained_model(attention: Any, shape
     def watch(layer: int, what: str, values: np.ndarray) -> None:
         if what == "logits":
             assert attention != "kernel" or values.max() < 1e-12
-            found[layer] = np.maximum(config.layers[layer].positive_weight * values, -values).max()
+            found[layer] = np.abs(values).max()
 
     logits(fold(decoder), tokens[0], watch=watch)
     expected = [float(each.max()) for each in largest_logits(decoder, tokens) if each is not None]
@@ -135,7 +133,6 @@ def test_what_is_public_of_each_kind_of_attention() -> None:
         LayerConfig(attention="power", uniform_heads=(0, 1, 2, 3)),
         LayerConfig(attention="kernel", logit_bound=96),
         LayerConfig(attention="kernel", uniform_heads=(0, 1, 2, 3)),
-        LayerConfig(attention="capped", logit_bound=100),
     )
     folded = fold(disturbed(replace(config, layers=kinds)))
     assert [(each.attention, each.logit_bound, each.power, each.uniform_heads) for each in folded.config.layers] == [
@@ -145,7 +142,6 @@ def test_what_is_public_of_each_kind_of_attention() -> None:
         ("softmax", None, None, 4),
         ("kernel", 96.0, None, 0),
         ("softmax", None, None, 4),
-        ("capped", 100.0, None, 0),
     ]
     older = folded.config.to_dict()
     for layer in older["layers"]:

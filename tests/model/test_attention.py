@@ -15,7 +15,6 @@ from aero.architecture import architecture
 from aero.config import POWER_FLOOR, LayerConfig, ModelConfig
 from aero.model import AeroConfig, AeroForCausalLM, Cache, Decoder, learning_rate_factors, logits, undecayed, weights
 from aero.model.attention import Attention, causal_average
-from aero.model.capped import capped_attention
 from aero.model.kernel import kernel_attention
 from aero.model.logits import PENALTY_STRENGTH, logit_excess
 from aero.model.power import power_attention
@@ -25,8 +24,6 @@ KINDS = {
     "power": gpt(layer=LayerConfig(attention="power", power=4)),
     "kernel": gpt(layer=LayerConfig(attention="kernel", uniform_heads=(1,))),
     "grouped kernel": llama(layer=LayerConfig(attention="kernel")),
-    "capped": gpt(layer=LayerConfig(attention="capped", temperature=True)),
-    "grouped capped": llama(layer=LayerConfig(attention="capped", uniform_heads=(0, 1))),
     "some uniform": gpt(layer=LayerConfig(uniform_heads=(1, 2), temperature=True)),
     "grouped": llama(layer=LayerConfig(attention="power", uniform_heads=(2, 3))),
     "uniform layers": gpt(layer=LayerConfig(uniform_heads=(0, 1, 2, 3))),
@@ -126,45 +123,6 @@ def test_kernel_exponents_keep_their_small_differences_under_autocast() -> None:
     assert float((out.double() - exact).abs().max()) < 0.01 * float(exact.abs().max())
 
 
-def test_capped_attention_in_blocks_fused_and_by_brute_force(monkeypatch: pytest.MonkeyPatch) -> None:
-    q, k, v, _ = inputs(queries=4, keys=6)
-    whole, entropy = capped_attention(q, k, v, scale=0.7, with_entropy=True)
-    assert entropy is not None
-    for head in range(4):
-        for i in range(4):
-            scores = torch.stack([0.7 * q[1, head, i] @ k[1, head // 2, j] for j in range(3 + i)])
-            weights_, shares = scores.exp(), scores.softmax(0)
-            torch.testing.assert_close(whole[1, head, i], weights_ / (1 + weights_.sum()) @ v[1, head // 2, : 3 + i])
-            torch.testing.assert_close(entropy[1, head, i], -(shares * shares.log()).sum())
-
-    def gradients(*given: Tensor, spread: float) -> list[Tensor]:
-        leaves = [x.clone().requires_grad_() for x in given]
-        out, entropy = capped_attention(*leaves, scale=0.7, with_entropy=spread > 0)
-        total = (out * out.detach().cos()).sum() + (0.0 if entropy is None else spread * entropy.sum())
-        return [out, *torch.autograd.grad(total, leaves)]
-
-    at_once = gradients(q, k, v, spread=0.3)
-    monkeypatch.setattr(weights, "WHOLE_SCORES", 2 * 4 * 6)
-    torch.testing.assert_close(capped_attention(q, k, v, scale=0.7)[0], whole)
-    for one, other in zip(gradients(q, k, v, spread=0.3), at_once, strict=True):
-        torch.testing.assert_close(one, other)
-    # As many queries as keys and no entropy: one fused call.
-    square = [random(2, 4, 6, 3), k, v]
-    fused = gradients(*square, spread=0.0)
-    for one, other in zip(fused, gradients(*square, spread=1e-300), strict=True):
-        torch.testing.assert_close(one, other)
-
-
-def test_capped_attention_of_a_query_that_likes_no_key() -> None:
-    q, k, v = (random(1, 1, 3, 2, seed=seed).abs() for seed in range(3))
-    for with_entropy in (False, True):
-        leaves = [(-1e5 * q).requires_grad_(), k.clone().requires_grad_(), v.clone().requires_grad_()]
-        out, _ = capped_attention(*leaves, scale=1.0, with_entropy=with_entropy)
-        assert float(out.detach().abs().max()) < 1e-100
-        out.sum().backward()
-        assert all(each.grad is not None and bool(each.grad.isfinite().all()) for each in leaves)
-
-
 @pytest.mark.parametrize("exponent", [2, 4])
 def test_gradients_of_power_attention(exponent: int) -> None:
     leaves = [x.requires_grad_() for x in inputs()]
@@ -239,21 +197,6 @@ def test_logits_near_the_bound_are_charged(block: int, shifted: bool, monkeypatc
     used = leaves[:2] + ([leaves[2]] if shifted else [])
     for one, other in zip(torch.autograd.grad(penalty, used), torch.autograd.grad(expected, used), strict=True):
         torch.testing.assert_close(one, other)
-
-
-def test_positive_logits_of_capped_attention_count_more() -> None:
-    layer = LayerConfig(attention="capped", logit_bound=120.0)
-    q = torch.tensor([1.0, 1.0, 1.0]).view(1, 1, 3, 1).double()
-    k = torch.tensor([2.0, -70.0, -1.0]).view(1, 1, 3, 1).double()
-    penalty, largest = logit_excess(q, k, start=layer.charged_from, positive=layer.positive_weight)
-    # 2 of 3.47 counts as 69 of 120, less than -70; 1.73 and -60 are free.
-    assert layer.charged_from == 60.0
-    assert largest.tolist() == [70.0]
-    up = 2 * layer.positive_weight / 60
-    assert penalty.item() == pytest.approx((math.log(up) + 2 * math.log(70 / 60)) / 3)
-    assert up == pytest.approx(2 / (2.5 * math.log(2)))
-    _, tops = logit_excess(q, k[:, :, :1].expand(-1, -1, 3, -1), start=60.0, positive=layer.positive_weight)
-    assert tops.item() == pytest.approx(120 * 2 / (5 * math.log(2)))
 
 
 def test_kernel_exponents_near_the_bound_are_charged(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -406,7 +349,7 @@ def test_what_the_optimizer_does_with_offsets() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"attention": "linear"}, "attention must be one of softmax, bounded, capped, power, kernel, not 'linear'"),
+        ({"attention": "linear"}, "attention must be one of softmax, bounded, power, kernel, not 'linear'"),
         ({"logit_bound": 0.0}, "logit_bound must be positive and finite, not 0.0"),
         ({"logit_bound": math.inf}, "logit_bound must be positive"),
         ({"power": 3}, "power must be one of 2, 4, not 3"),
@@ -433,9 +376,7 @@ def test_configurations_survive_json() -> None:
     assert ModelConfig.from_dict(config.to_dict()) == config
 
 
-@pytest.mark.parametrize(
-    ("kind", "sampled"), [("kernel", True), ("power", True), ("capped", False), ("bounded", False)]
-)
+@pytest.mark.parametrize(("kind", "sampled"), [("kernel", True), ("power", True), ("bounded", False)])
 def test_training_charges_a_sample_of_wide_bounds(kind: str, sampled: bool) -> None:
     config = KINDS[kind].with_layers(lambda layer: replace(layer, logit_bound=0.5))
     decoder, given = scrambled(config), tokens(config, batch=17)
@@ -456,7 +397,7 @@ def test_training_charges_a_sample_of_wide_bounds(kind: str, sampled: bool) -> N
         torch.testing.assert_close(one, other)
 
 
-@pytest.mark.parametrize("kind", ["kernel", "power", "capped", "bounded"])
+@pytest.mark.parametrize("kind", ["kernel", "power", "bounded"])
 def test_the_charge_of_a_wide_bound_moves_queries_and_keys_and_nothing_before_them(kind: str) -> None:
     config = KINDS[kind].with_layers(lambda layer: replace(layer, logit_bound=0.5))
     decoder = scrambled(config).train()
@@ -466,7 +407,7 @@ def test_the_charge_of_a_wide_bound_moves_queries_and_keys_and_nothing_before_th
     moved = {name for name, each in decoder.named_parameters() if each.grad is not None and bool(each.grad.any())}
     parts = {name.rsplit("attention.", 1)[-1] for name in moved}
     own = {"q.weight", "k.weight"} | ({"power_offset"} if kind == "power" else set())
-    if kind in ("bounded", "capped"):
+    if kind == "bounded":
         assert parts > own
         assert "embedding.weight" in moved
     else:
@@ -474,9 +415,7 @@ def test_the_charge_of_a_wide_bound_moves_queries_and_keys_and_nothing_before_th
     assert all(any(name.startswith(f"layers.{index}.") for name in moved) for index in range(config.depth))
 
 
-@pytest.mark.parametrize(
-    ("kind", "bound", "start"), [("kernel", 256, 96), ("power", 128, 80), ("capped", 120, 60), ("bounded", 8, 4)]
-)
+@pytest.mark.parametrize(("kind", "bound", "start"), [("kernel", 256, 96), ("power", 128, 80), ("bounded", 8, 4)])
 def test_from_where_our_rows_are_charged(kind: str, bound: float, start: float) -> None:
     layer = architecture(f"static+bilinear+{kind}", gpt()).layers[0]
     assert (layer.logit_bound, layer.charged_from) == (bound, start)

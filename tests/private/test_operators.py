@@ -21,7 +21,7 @@ import spu.utils.simulation as simulation
 from tests.eliminate.test_fold import small
 
 from aero.architecture import architecture, architecture_names
-from aero.config import LOGIT_CAP, POWER_FLOOR, SINK, GeluForm
+from aero.config import KERNEL_SINK, POWER_FLOOR, GeluForm
 from aero.eliminate.fold import fold
 from aero.model.decoder import Decoder
 from aero.model.norm import set_static_blend
@@ -347,15 +347,12 @@ for form in exponent.FORMS:
     )
 
 
-def sums_and_sink(weights: Array, form: exponent.Exponential, sink: float) -> Case:
-    held = np.floor(form.weight * weights / UNIT) * UNIT  # what fixed point holds
-    exact = 1 / (form.weight * sink + held.sum(-1, keepdims=True))
-    inverse = partial(softmax.sink_reciprocal, form=form, sink=sink)
-    return Case(inverse, (np.float32(held),), exact, 1e-4 * exact.max() + 10 * UNIT)
-
-
 def kernel_sums(weights: Array, form: exponent.Exponential) -> Case:
-    return sums_and_sink(weights, form, SINK)
+    held = np.floor(form.weight * weights / UNIT) * UNIT  # what fixed point holds
+    exact = 1 / (form.weight * KERNEL_SINK + held.sum(-1, keepdims=True))
+    return Case(
+        partial(softmax.kernel_reciprocal, form=form), (np.float32(held),), exact, 1e-4 * exact.max() + 10 * UNIT
+    )
 
 
 for bound in (*(form.bound for form in exponent.KERNEL_FORMS), 600.0):
@@ -372,25 +369,7 @@ for bound in (*(form.bound for form in exponent.KERNEL_FORMS), 600.0):
 CASES["kernel's reciprocal, few keys"] = kernel_sums(
     np.tril(np.abs(draw(2, 5, 5)).clip(0, 1)), exponent.kernel_exponential(20.0)
 )
-for bound in (40.0, 120.0, 300.0, 600.0):
-    form = exponent.capped_exponential(bound)
-    below = np.concatenate([np.linspace(-bound, LOGIT_CAP, 144), np.linspace(-4, LOGIT_CAP, 144)]).reshape(2, 12, 12)
-    CASES[f"capped, bounded by {bound:g}"] = Case(
-        packed(partial(softmax.bounded_weights, form=form)),
-        (np.float32(form.scale * below),),
-        np.tril(form.weight * np.exp(below - LOGIT_CAP)),
-        form.weight * (form.error + 2 * form.bound * UNIT) + UNIT,
-    )
-    weights = np.tril(np.exp(below[::-1] - LOGIT_CAP))
-    CASES[f"capped reciprocal, bounded by {bound:g}"] = sums_and_sink(weights, form, softmax.CAPPED_SINK)
-
-CASES["capped reciprocal, no key"] = sums_and_sink(
-    np.tril(np.full((2, 6, 6), 1e-9)), exponent.capped_exponential(120.0), softmax.CAPPED_SINK
-)
 full = np.tril(np.ones((1, 128, 128)))
-CASES["capped reciprocal, all keys at the cap"] = sums_and_sink(
-    full, exponent.capped_exponential(120.0), softmax.CAPPED_SINK
-)
 CASES["kernel's reciprocal, all keys at no distance"] = kernel_sums(full, exponent.kernel_exponential(20.0))
 
 
@@ -434,7 +413,7 @@ def test_a_kernels_sums_need_no_comparison_with_fine_bits(protocol: str, bits: i
     with ring.computing_with(bits):
         low = form.weight * (1 - 128 * form.error)
         assert (widest_uncut(low) > 129) == (bits == 22)
-        inverse = partial(softmax.sink_reciprocal, form=form, sink=SINK)
+        inverse = partial(softmax.kernel_reciprocal, form=form)
         private = np.asarray(simulation.sim_jax(parties(protocol, bits), inverse)(np.float32(held)), np.float64)
     assert np.abs(private / exact - 1).max() < 1e-4
 

@@ -24,8 +24,8 @@ from aero.private.protocols import CHEETAH, Together
 
 ROWS = [
     "SM+LN+G", "SM+LN+R", "SM+L", "SM(t)+ScFuFFN", "static+bilinear", "static+square", "SM+ScFuFFN_i1",
-    "static+bilinear+bounded", "static+bilinear+capped", "static+bilinear+kernel", "static+bilinear+power",
-    "2Quad+LN+Quad", "SAS(SM+LN+G)", "SAS-P(SM+LN+G)", "SAS-P(SM+ScFuFFN_i1)",
+    "static+bilinear+bounded", "static+bilinear+kernel", "static+bilinear+power", "2Quad+LN+Quad", "SAS(SM+LN+G)",
+    "SAS-P(SM+LN+G)", "SAS-P(SM+ScFuFFN_i1)",
 ]  # fmt: skip
 
 
@@ -80,9 +80,6 @@ KINDS = [
     ({"attention": "kernel", "logit_bound": 20.0}, (2, 4, True)),
     ({"attention": "kernel", "logit_bound": 300.0, "uniform_heads": (2, 3)}, (3, 1, True)),
     ({"shaped": True, "attention": "kernel", "logit_bound": 128.0}, (2, 1)),
-    ({"attention": "capped", "logit_bound": 120.0}, (2, 3)),
-    ({"attention": "capped", "logit_bound": 60.0, "uniform_heads": (2, 3), "temperature": True}, (2, 4, True)),
-    ({"shaped": True, "attention": "capped", "logit_bound": 300.0}, (2, 1)),
     ({"uniform_heads": (0, 1)}, (1, 1)),
     ({"uniform_heads": (0, 1, 2, 3)}, (1, 1)),
     ({"attention": "power", "power_offset": 5.0, "logit_bound": 32.0}, (1, 1)),

@@ -117,13 +117,10 @@ def _attention(weights: Weights, config: ModelConfig, layer: LayerConfig, x: Arr
                 shares = (scores + offset) ** layer.power + 1 / 64
             elif layer.attention == "kernel":
                 shares = np.exp([-((queries[i] - key) ** 2).sum() / (2 * math.sqrt(size)) for key in keys[: i + 1]])
-            elif layer.attention == "capped":
-                shares = np.exp(scores)
             else:
                 shares = np.exp(scores - scores.max())
-            # A kernel's weights and capped ones add up to less than 1: one key more, of weight 1, has a value of 0.
-            sink = 1.0 if layer.attention in ("kernel", "capped") else 0.0
-            row = shares / (sink + shares.sum())
+            # A kernel's weights add up to less than 1: one key more, at no distance, has a value of 0.
+            row = shares / (1 + shares.sum()) if layer.attention == "kernel" else shares / shares.sum()
             shares = shares / shares.sum()
             if layer.shaped:
                 identity, attention, centre = weights["attention.gains"][:, head]

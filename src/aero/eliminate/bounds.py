@@ -28,8 +28,7 @@ def largest_logits(decoder: Decoder, sequences: NDArray[Any], batch: int = BATCH
     """The largest |logit| of every head over ``sequences``: one [H] a layer, None for layers that bound none.
 
     sequences: token ids [N, T], T up to the context; each is read on its own. Logits are scaled, and those of power
-    attention hold their offset; a kernel's are its exponents: what ``LayerConfig.logit_bound`` bounds. Positive ones of
-    capped attention count ``LayerConfig.positive_weight`` times. Heads without
+    attention hold their offset; a kernel's are its exponents: what ``LayerConfig.logit_bound`` bounds. Heads without
     logits have 0.
     Raises AeroError for no sequences and where a logit is not a finite number.
     """

@@ -15,9 +15,9 @@ What disappears
 
 What stays: softmax, LayerNorm's and RMSNorm's 1/sigma, the activation, products of two secrets, and the learnable
 temperature where it differs between query positions (it scales rows, and a matrix mixes columns). Of power attention,
-powers, sums and a division stay; of a kernel, squared distances, their exponent, and one over its sums; of a capped
-head, exponents and one over their sums; of a uniform head its values alone. Uniform heads move behind the others: their
-number then says which they are, and no matrix has columns for queries and keys that nobody reads.
+powers, sums and a division stay; of a kernel, squared distances, their exponent, and one over its sums; of a uniform
+head its values alone. Uniform heads move behind the others: their number then says which they are, and no matrix has
+columns for queries and keys that nobody reads.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from aero.config import POWER_FLOOR, SINK
+from aero.config import KERNEL_SINK, POWER_FLOOR
 from aero.eliminate.private_model import Array, Norm, PrivateModel
 
 Watch = Callable[[int, Literal["logits", "stream"], Array], None]
@@ -85,13 +85,13 @@ def _attention(model: PrivateModel, index: int, x: Array, watch: Watch | None) -
         assert layer.power is not None
         raised = scores**layer.power + POWER_FLOOR
         weights = np.where(seen, raised, 0.0)
-    elif layer.attention in ("kernel", "capped"):
+    elif layer.attention == "kernel":
         weights = np.where(seen, np.exp(scores), 0.0)
-        weights = weights / (SINK + weights.sum(-1, keepdims=True))
+        weights = weights / (KERNEL_SINK + weights.sum(-1, keepdims=True))
     else:
         scores = np.where(seen, scores, -np.inf)
         weights = np.exp(scores - scores.max(-1, keepdims=True))
-    if layer.attention not in ("kernel", "capped"):
+    if layer.attention != "kernel":
         weights = weights / weights.sum(-1, keepdims=True)
     averaged = config.heads if layer.shaped else layer.uniform_heads
     averages = seen / seen.sum(-1, keepdims=True)

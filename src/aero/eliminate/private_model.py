@@ -26,12 +26,10 @@ class PrivateLayer:
     """What one layer still computes.
 
     attention: as in LayerConfig. Power attention is ((s + c)^power + POWER_FLOOR) / sum over the causal triangle, with
-        c the secret ``power_offset``, one for each head, learned or not. Kernel attention is exp(y) / (SINK +
-        sum), y = -|q - k|^2 of the queries and keys that ``qkv`` gives, both [.., head_size]; capped attention
-        exp(s) / (SINK + sum).
+        c the secret ``power_offset``, one for each head, learned or not. Kernel attention is exp(y) / (KERNEL_SINK +
+        sum), y = -|q - k|^2 of the queries and keys that ``qkv`` gives, both [.., head_size].
     logit_bound: B; None with ``softmax``. |s| <= B with ``bounded``, |s + c| <= B with ``power``, -B <= y with
-        ``kernel``, -B <= s <= LOGIT_CAP with ``capped``, for all logits s and exponents y of text like the model's
-        training text.
+        ``kernel``, for all logits s and exponents y of text like the model's training text.
     power: 2 or 4 with ``power``, else None.
     uniform_heads: how many heads are causal averages. They are the last ones, and so are their key/value heads; ``qkv``
         has columns for the queries of the other heads, the keys of the other key/value heads, and all values.

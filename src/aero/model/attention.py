@@ -1,6 +1,6 @@
 """Causal attention with separate projections, grouped queries, rotary positions and a learnable temperature.
 
-A layer's heads are softmax heads, whose logits training may hold within a bound, capped, power or kernel heads; some of
+A layer's heads are softmax heads, whose logits training may hold within a bound, power heads or kernel heads; some of
 them may be uniform, causal averages that have no queries and keys. Or all of them are shaped: alpha I + beta A -
 gamma C in the place of A, the causal average C included, and no output projection (arXiv 2311.01906).
 """
@@ -18,7 +18,6 @@ from torch.nn import functional
 
 from aero.config import LayerConfig, ModelConfig
 from aero.model.cache import KeyValueCache
-from aero.model.capped import capped_attention
 from aero.model.concentrated import at_keys
 from aero.model.kernel import kernel_attention
 from aero.model.logits import CHARGED_SAMPLE, logit_excess
@@ -40,7 +39,7 @@ class Heads(NamedTuple):
 
 
 class Attention(nn.Module):
-    """Softmax(q k^T / (t sqrt(d_k))) v, capped or not, or a power or a kernel in the exponential's place, projected.
+    """Softmax(q k^T / (t sqrt(d_k))) v, or a power or a kernel in the exponential's place, projected.
 
     q, k, v, o: the four linears; H query heads and H_kv key/value heads of d_k channels, query head h reads
         key/value head h // (H / H_kv). q and k hold the heads that are not uniform, in order; None if all are. v is
@@ -174,14 +173,14 @@ class Attention(nn.Module):
         return q, k
 
     def charged_rows(self, x: Tensor) -> Tensor:
-        """What of x [B, T, d] training charges the logits of: of a narrow bound, as a cap is, all; else some, detached.
+        """What of x [B, T, d] training charges the logits of: of a narrow bound all; of a wide one some rows, detached.
 
         The charge of a wide bound then moves the matrices of queries and keys and nothing before them. One that reaches
         the stream pulls at the token whose key is the largest logit of many queries with the slopes of all of them, in
         every head; tokens that have strayed then take longer to come back. A narrow bound needs the stream's help to be
         held (docs/stability.md has both).
         """
-        return x if self.config.attention in ("bounded", "capped") else x[: -(-len(x) // CHARGED_SAMPLE)].detach()
+        return x if self.config.attention == "bounded" else x[: -(-len(x) // CHARGED_SAMPLE)].detach()
 
     def _by_head(self, x: Tensor) -> Tensor:
         return x.view(*x.shape[:2], -1, self.head_size).transpose(1, 2)
@@ -227,13 +226,9 @@ class Attention(nn.Module):
         if measured is not None:
             kernel = layer.attention == "kernel"
             some, keys, factor = (*measured, scale) if kernel else (measured[0] * scale, measured[1], None)
-            penalty, largest = logit_excess(
-                some, keys, offset=offset, start=layer.charged_from, kernel=factor, positive=layer.positive_weight
-            )
+            penalty, largest = logit_excess(some, keys, offset=offset, start=layer.charged_from, kernel=factor)
         if layer.attention == "kernel":
             y, entropy = kernel_attention(q, k, v, scale=scale, with_entropy=with_entropy)
-        elif layer.attention == "capped":
-            y, entropy = capped_attention(q, k, v, scale=scale, with_entropy=with_entropy)
         elif offset is not None:
             y, entropy = power_attention(q * scale, k, v, offset=offset, power=layer.power, with_entropy=with_entropy)
             if self.share is not None:

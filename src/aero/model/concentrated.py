@@ -3,11 +3,10 @@
 Attention averages values, and most text shows a layer averages of many. What a layer adds to the stream is largest
 where nothing is averaged away: where a head has found one key alone, or where all keys are alike, as in a word said
 over and over. A static norm passes that on to a bilinear branch, which squares it. Whatever the weights of a head are,
-its output lies between the values of the tokens that it sees (and zero, for a kernel and a capped head), and the size
-of the stream is largest at such a corner. So a few rows beside every batch put the heads there: each looks at its
-query's own token or at one before it, half and half. Every branch finds these rows as large as tokens may become and is
-held for leaving them larger (``StaticNorm.at_edge``); nothing is learned from them (docs/stability.md says what that
-does).
+its output lies between the values of the tokens that it sees (and zero, for a kernel), and the size of the stream is
+largest at such a corner. So a few rows beside every batch put the heads there: each looks at its query's own token or
+at one before it, half and half. Every branch finds these rows as large as tokens may become and is held for leaving
+them larger (``StaticNorm.at_edge``); nothing is learned from them (docs/stability.md says what that does).
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from aero.config import SINK
+from aero.config import KERNEL_SINK
 from aero.model.kernel_fused import fused_kernel_attention
 from aero.model.logits import kernel_scores
 from aero.model.weights import in_blocks, mixed, share_entropy
@@ -34,7 +34,7 @@ def _attend(
 ) -> tuple[Tensor, Tensor | None]:
     exponents, hidden = kernel_scores(q, k, scale, first)
     weights = exponents.exp().masked_fill(hidden, 0.0)
-    out = mixed(weights / (weights.sum(-1, keepdim=True) + SINK), v)
+    out = mixed(weights / (weights.sum(-1, keepdim=True) + KERNEL_SINK), v)
     # As a softmax: where every weight underflows, their shares are still shares.
     entropy = share_entropy(exponents.masked_fill(hidden, -float("inf")).softmax(-1)) if with_entropy else None
     return out, entropy

@@ -67,25 +67,18 @@ def causal_blocks(q: Tensor, k: Tensor, scores: int) -> Iterator[tuple[slice, sl
 
 
 def logit_excess(
-    q: Tensor,
-    k: Tensor,
-    *,
-    offset: Tensor | None = None,
-    start: float,
-    kernel: float | None = None,
-    positive: float = 1.0,
+    q: Tensor, k: Tensor, *, offset: Tensor | None = None, start: float, kernel: float | None = None
 ) -> tuple[Tensor, Tensor]:
     """How much the logits x = q k^T + offset of the causal triangle exceed ``start``.
 
     q: [B, H, Tq, D], scaled, the last Tq positions; k: [B, Hkv, Tk, D]; offset: [H], or None for 0.
     kernel: the scale of ``kernel_scores``, whose exponents then take the logits' place (q is not scaled), or None.
-    positive: how many times as much a positive logit counts (``LayerConfig.positive_weight``).
     Returns the penalty and the largest |x| of every head, [H], detached. The penalty is ``charge`` of every query's
     largest |x|, summed over heads and averaged over batch and queries.
     """
     penalty, largest = q.new_zeros((), dtype=torch.promote_types(q.dtype, torch.float32)), None
     for rows, seen, first in causal_blocks(q, k, BLOCK_SCORES * (GPU_BLOCKS if q.is_cuda else 1)):
-        part = (q[:, :, rows], k[:, :, seen], offset, start, kernel, positive, first)
+        part = (q[:, :, rows], k[:, :, seen], offset, start, kernel, first)
         if torch.is_grad_enabled():
             excess, top = checkpoint(_excess, *part, use_reentrant=False, preserve_rng_state=False)
         else:
@@ -97,13 +90,12 @@ def logit_excess(
 
 
 def _excess(
-    q: Tensor, k: Tensor, offset: Tensor | None, start: float, kernel: float | None, positive: float, first: int
+    q: Tensor, k: Tensor, offset: Tensor | None, start: float, kernel: float | None, first: int
 ) -> tuple[Tensor, Tensor]:
     scores, hidden = causal_scores(q, k, first) if kernel is None else kernel_scores(q, k, kernel, first)
     if offset is not None:
         scores = scores + offset[:, None, None].to(scores.dtype)
-    size = scores.abs() if positive == 1.0 else torch.maximum(positive * scores, -scores)
-    size = size.masked_fill(hidden, 0.0)
+    size = scores.abs().masked_fill(hidden, 0.0)
     return charge(size.amax(-1), start).sum(), size.detach().amax((0, 2, 3))
 
 

@@ -14,11 +14,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from math import ceil, inf, log2, sqrt
+from math import ceil, log2, sqrt
 
 import jax
 
-from aero.config import LOGIT_CAP
 from aero.private import ring
 
 WEIGHT = 2.0**-3
@@ -48,8 +47,7 @@ class Exponential:
     def __call__(self, scaled_logits: jax.Array) -> jax.Array:
         """``scale`` s -> ``weight`` exp(s).
 
-        Fixed point adds two units to the error of ``FORMS``; half a unit for every one in ``bound`` to a kernel's, and
-        up to two to a capped one's, whose shift is rounded besides.
+        Fixed point adds two units to the error of ``FORMS``; half a unit for every one in ``bound`` to a kernel's.
         """
         terms = [scaled_logits + self.shift]
         for coefficients, constant in self.steps:
@@ -209,12 +207,6 @@ Slightly above 0, where rounding puts a key that equals its query, the error gro
 KERNEL_WEIGHT = 2.0**-4
 """The weight of a key at no distance, between the accuracy of a weight and that of one over a sum of up to 129."""
 
-CAPPED_WEIGHT = 2.0**-2
-"""The weight of a logit at its cap, between the accuracy of the weights of logits near 0 and that of one over a sum."""
-
-CAPPED_ERROR = 1e-5
-"""The largest error of a form for capped logits, of a weight at the cap: a 3000th of the smallest sum."""
-
 KERNEL_REACH = 1.75
 """Of a form beyond those: the largest -z. The rest, up to 2, is for text whose keys are farther than the bound says."""
 
@@ -227,24 +219,11 @@ def kernel_exponential(bound: float) -> Exponential:
     ((1 + z)/sqrt(2))^2 + 1/2, which stays within 1 for -2 <= z <= 0. The larger n, the more exact: the error is
     |y|^3 exp(y) / (6 n^2), largest at y = -3.
     """
-    return _kernel_form(bound, inf).weighing(KERNEL_WEIGHT)
-
-
-@lru_cache
-def capped_exponential(bound: float) -> Exponential:
-    """The cheapest form for capped logits, -``bound`` <= s <= LOGIT_CAP, giving ``CAPPED_WEIGHT`` exp(s - LOGIT_CAP).
-
-    One of a kernel's for y = s - LOGIT_CAP, whose absolute error is small beside exp(-LOGIT_CAP), the smallest sum.
-    """
-    form = _kernel_form(bound + LOGIT_CAP, CAPPED_ERROR).weighing(CAPPED_WEIGHT)
-    return replace(form, shift=form.shift - form.scale * LOGIT_CAP)
-
-
-def _kernel_form(bound: float, error: float) -> Exponential:
-    fitted = next((form for form in KERNEL_FORMS if form.bound >= bound and form.error <= error), None)
+    fitted = next((form for form in KERNEL_FORMS if form.bound >= bound), None)
     if fitted is not None:
-        return fitted
+        return fitted.weighing(KERNEL_WEIGHT)
     squarings = ceil(log2(bound / KERNEL_REACH))
     n, root = 2**squarings, 2.0**-0.5
     steps = (((), 0.5), *[((), 0.0)] * squarings)
-    return Exponential(KERNEL_REACH * n, 0.23 / n**2, 1.0, root / n, root, steps, weight=1.0)
+    taylor = Exponential(KERNEL_REACH * n, 0.23 / n**2, 1.0, root / n, root, steps, weight=1.0)
+    return taylor.weighing(KERNEL_WEIGHT)

@@ -14,7 +14,7 @@ import numpy as np
 
 from aero.config import GATED
 from aero.eliminate.private_model import Array, PrivateConfig
-from aero.private.exponent import capped_exponential, exponential_for, kernel_exponential
+from aero.private.exponent import exponential_for, kernel_exponential
 from aero.private.softmax import power_scale
 
 
@@ -70,9 +70,6 @@ class Layout:
         if layer.attention == "kernel":
             assert layer.logit_bound is not None
             return math.sqrt(kernel_exponential(layer.logit_bound).scale)
-        if layer.attention == "capped":
-            assert layer.logit_bound is not None
-            return capped_exponential(layer.logit_bound).scale
         form = None
         if layer.attention == "bounded" and layer.logit_bound is not None:
             form = exponential_for(layer.logit_bound)

@@ -24,12 +24,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from aero.config import GATED, SINK, GeluForm
+from aero.config import GATED, GeluForm
 from aero.eliminate.private_model import Array, Norm, PrivateConfig
 from aero.private import attention, blocks, nonlinear, softmax
 from aero.private.attention import Rotation
 from aero.private.blocks import Block, Plan
-from aero.private.exponent import capped_exponential, exponential_for, kernel_exponential
+from aero.private.exponent import exponential_for, kernel_exponential
 from aero.private.layout import Layout
 from aero.private.protocols import ALONE, Together
 from aero.private.softmax import Triangle
@@ -245,14 +245,12 @@ class Program:
         """From queries and keys to unnormalised attention weights and one over each row's sum."""
         layer, triangle = self.config.layers[index], Triangle(queries, past + rows)
         yield from self._scores(index, past, queries, plan, batch)
-        if layer.attention in ("kernel", "capped"):
+        if layer.attention == "kernel":
             assert layer.logit_bound is not None
-            kernel = layer.attention == "kernel"
-            exponential = (kernel_exponential if kernel else capped_exponential)(layer.logit_bound)
-            raised = partial(softmax.bounded_weights, triangle=triangle, form=exponential)
-            yield Step("kernel" if kernel else "softmax exponent", index, raised, ("s",), ("e",))
-            sink = SINK if kernel else softmax.CAPPED_SINK
-            inverse = partial(softmax.sink_reciprocal, form=exponential, sink=sink)
+            kernel = kernel_exponential(layer.logit_bound)
+            raised = partial(softmax.bounded_weights, triangle=triangle, form=kernel)
+            yield Step("kernel", index, raised, ("s",), ("e",))
+            inverse = partial(softmax.kernel_reciprocal, form=kernel)
             yield Step("softmax reciprocal", index, inverse, ("e",), ("r",))
             return
         if layer.attention == "power":

@@ -99,11 +99,10 @@ def _turn(level: jax.Array, alpha: float, doublings: int) -> jax.Array:
 def widest_uncut(low: float) -> float:
     """Largest over smallest up to which a range from ``low`` on needs no cut for its accuracy.
 
-    Of a range k times as long as its start, the first iteration leaves 4 / (low k^2) as the goal at the far end, where
-    half a unit is at most half of ``LEVEL``, and starts with D = 2 / k at the near one, where it is a quarter at most.
+    Of a range k times as long as its start, the first iteration leaves 4 / (low k^2) as the goal at the far end: half a
+    unit is there at most half of ``LEVEL``.
     """
-    halves = 2.0 ** (ring.fraction_bits() + 1)
-    return min(sqrt(LEVEL / 2 * halves * 4.0 / low), LEVEL / 4 * halves * 2.0)
+    return sqrt(LEVEL / 2 * 2.0 ** (ring.fraction_bits() + 1) * 4.0 / low)
 
 
 @lru_cache

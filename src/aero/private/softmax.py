@@ -9,8 +9,7 @@ Every function is pure JAX over arrays whose *shapes* are public and whose value
 - A division costs many rounds an element: one reciprocal a row, then a product.
 
 Where training has bounded the logits, ``bounded_weights`` needs no maximum and no clip, and the reciprocal knows its
-range; power attention is squarings alone; a kernel's sums lie between 1 and one more than the keys that a row sees, and
-so, with a smaller key that is none, do sums of capped weights.
+range; power attention is squarings alone; a kernel's sums lie between 1 and one more than the keys that a row sees.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from aero.config import POWER_FLOOR, SINK
+from aero.config import KERNEL_SINK, POWER_FLOOR
 from aero.private import ring
 from aero.private.exponent import WEIGHT, Exponential
 from aero.private.reciprocal import UNCUT, reciprocal_for, widest_uncut
@@ -36,9 +35,6 @@ CLIP = 16.0
 SQUARINGS, FINE_SQUARINGS = 6, 7
 """exp(x) = (1 + y + y^2/2)^64 with y = x/64: relative error |x|^3 / 24576, so an error of at most 6e-5 on [-16, 0].
 With ``FINE_FRACTION_BITS`` or more one squaring more makes that a quarter; with fewer bits it would add more noise."""
-
-CAPPED_SINK = SINK * 2.0**-5
-"""The weight of the key that is none beside weights exp(s - LOGIT_CAP)."""
 
 BLOCKS = 32
 """Row blocks the triangle is cut into: (BLOCKS + 1) / (2 BLOCKS) of the square is computed, here 0.5156."""
@@ -224,18 +220,17 @@ def bounded_reciprocal(unnormalised: jax.Array, *, ends: tuple[float, float]) ->
     return reciprocal_for(*ends)(sums, Triangle(queries, keys).seen())
 
 
-def sink_reciprocal(unnormalised: jax.Array, *, form: Exponential, sink: float) -> jax.Array:
-    """[heads, queries, keys] -> [heads, queries, 1], one over form.weight ``sink`` and each row's sum.
+def kernel_reciprocal(unnormalised: jax.Array, *, form: Exponential) -> jax.Array:
+    """[heads, queries, keys] -> [heads, queries, 1], one over form.weight ``KERNEL_SINK`` and each row's sum.
 
-    The entries are those of ``form``; sink: the weight of the key that is none, ``SINK`` of a kernel and
-    ``CAPPED_SINK`` of capped attention. Error as ``Reciprocal`` has it. The range is one for all rows, from the sink to
+    The entries are those of ``form``. Error as ``Reciprocal`` has it. The range is one for all rows, from the sink to
     the longest row's sum: a row's own, as ``bounded_reciprocal`` has it, would begin where the sink is a small share of
-    the keys, and be as wide. A kernel's, with 22 fraction bits, is not cut up to 178 keys: 416 bytes for a row of a
-    head and 13 rounds under semi2k with 128 keys (``bounded_reciprocal`` for logits up to 8, cut: 1980 and 16).
+    the keys, and be as wide. With 22 fraction bits it is not cut up to 178 keys: 416 bytes for a row of a head and 13
+    rounds under semi2k with 128 keys (``bounded_reciprocal`` for logits up to 8, cut: 1980 and 16).
     """
     _, queries, keys = unnormalised.shape
-    sums = jnp.sum(unnormalised, axis=2, keepdims=True) + form.weight * sink
-    low, high = sink - min(sink / 2, keys * form.error), sink + keys * (1 + form.error)
+    sums = jnp.sum(unnormalised, axis=2, keepdims=True) + form.weight * KERNEL_SINK
+    low, high = KERNEL_SINK - min(0.5, keys * form.error), KERNEL_SINK + keys * (1 + form.error)
     steps = reciprocal_for(form.weight * low, form.weight * high, max(UNCUT, widest_uncut(form.weight * low)))
     return steps(sums, np.ones((queries, 1)))
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from aero.config import GeluForm, positive_weight
+from aero.config import GeluForm
 from aero.eliminate import plain
 from aero.eliminate.private_model import PrivateModel
 from aero.private.emulator.machine import Machine, Reading
@@ -160,10 +160,7 @@ class _Findings:
             if what == "stream":
                 streams[layer].append(values)
             elif values.size:
-                kept = self.model.config.layers[layer]
-                above = 1.0 if kept.logit_bound is None else positive_weight(kept.attention, kept.logit_bound)
-                top = float(np.maximum(above * values, -values).max())
-                self.largest[layer] = max(self.largest.get(layer, 0.0), top)
+                self.largest[layer] = max(self.largest.get(layer, 0.0), float(np.abs(values).max()))
 
         exact = np.stack([plain.logits(self.model, row, watch=watch) for row in rows])
         return exact, [np.stack(each) for each in streams]
