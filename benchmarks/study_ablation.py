@@ -16,6 +16,7 @@ from aero.eliminate.anneal import Annealing, StaticSchedule
 from aero.model import norm as norms
 from aero.model.norm import static_norms
 from stability import schedules
+from study_plan import WAITING
 
 EARLY = StaticSchedule(start=0.15, end=0.5)
 NO_GUARD = 1e30
@@ -40,7 +41,7 @@ def schedules_without(config: ModelConfig, without: str) -> Annealing:
         return Annealing(static=FromTheFirstStep())
     if without in ("concentrated", "everything"):
         return Annealing(static=StaticSchedule(concentrated=0.0))
-    if without == "waiting":
+    if without == WAITING:
         return Annealing(static=EARLY)
     return schedules(config)
 

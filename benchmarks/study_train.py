@@ -82,8 +82,8 @@ def train(
             layer.compile()
     loss_of = torch.compile(cross_entropy) if compiled else cross_entropy
     annealing = schedules_without(config, run.without)
-    static = annealing.static or StaticSchedule()
-    share_beside = 0.0 if annealing.static is None else static.concentrated
+    static = annealing.static or StaticSchedule(concentrated=0.0)
+    share_beside = static.concentrated
     bounds = any(layer.bounds_logits for layer in config.layers)
     source = batches(training, size, run.seed, state["step"])
     began, saved = time.monotonic(), time.monotonic()
